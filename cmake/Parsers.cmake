@@ -1,0 +1,20 @@
+# The torch-free parsers with AddressSanitizer and UndefinedBehaviorSanitizer: tests/parsers runs them over hostile input.
+find_package(fmt REQUIRED)
+find_package(PNG REQUIRED)
+find_package(JPEG REQUIRED)
+find_package(ZLIB REQUIRED)
+find_package(OpenSSL REQUIRED COMPONENTS Crypto)
+find_package(GTest REQUIRED)
+
+file(GLOB parser_tests CONFIGURE_DEPENDS tests/parsers/*_test.cpp)
+add_executable(parsers_test ${parser_tests}
+  sigma/base/error.cpp sigma/base/config.cpp sigma/base/config_file.cpp sigma/base/sha256.cpp
+  sigma/io/safetensors_header.cpp sigma/io/images.cpp sigma/io/image_ops.cpp sigma/io/files.cpp sigma/data/idx_format.cpp)
+target_include_directories(parsers_test PRIVATE ${CMAKE_SOURCE_DIR})
+target_compile_definitions(parsers_test PRIVATE SIGMA_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+target_link_libraries(parsers_test PRIVATE sigma::options fmt::fmt-header-only PNG::PNG JPEG::JPEG ZLIB::ZLIB OpenSSL::Crypto
+  GTest::gtest GTest::gtest_main)
+target_compile_options(parsers_test PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=all)
+target_link_options(parsers_test PRIVATE -fsanitize=address,undefined)
+enable_testing()
+add_test(NAME parsers COMMAND parsers_test)

@@ -1,0 +1,368 @@
+#include "sigma/base/config.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <map>
+
+#include "sigma/base/error.h"
+#include "sigma/base/sha256.h"
+
+namespace sigma {
+
+bool Bounds::contains(double value) const {
+  return (low_open ? value > low : value >= low) && (high_open ? value < high : value <= high);
+}
+
+std::string Bounds::text() const {
+  if (std::isinf(low) && std::isinf(high)) return "any";
+  return fmt::format("{}{}, {}{}", low_open || std::isinf(low) ? '(' : '[', low, high,
+                     high_open || std::isinf(high) ? ')' : ']');
+}
+
+Bounds in(double low, double high) { return {.low = low, .high = high}; }
+Bounds above(double low, double high) { return {.low = low, .high = high, .low_open = true}; }
+Bounds below(double low, double high) { return {.low = low, .high = high, .high_open = true}; }
+Bounds at_least(double low) { return {.low = low}; }
+
+// ---- visitor ----
+
+void ConfigVisitor::emit(FieldSpec spec, FieldRef value) {
+  if (runtime_depth_ > 0) spec.role = Role::kRuntime;
+  on_field(spec, value);
+}
+
+void ConfigVisitor::field(const char* name, bool& value, const char* help, Role role) {
+  emit({.name = name, .help = help, .bounds = {}, .choices = {}, .role = role}, &value);
+}
+void ConfigVisitor::field(const char* name, int64_t& value, Bounds bounds, const char* help, Role role) {
+  emit({.name = name, .help = help, .bounds = bounds, .choices = {}, .role = role}, &value);
+}
+void ConfigVisitor::field(const char* name, double& value, Bounds bounds, const char* help, Role role) {
+  emit({.name = name, .help = help, .bounds = bounds, .choices = {}, .role = role}, &value);
+}
+void ConfigVisitor::field(const char* name, std::string& value, const char* help, Role role) {
+  emit({.name = name, .help = help, .bounds = {}, .choices = {}, .role = role}, &value);
+}
+void ConfigVisitor::field(const char* name, TextOrList& value, const char* help, Role role) {
+  emit({.name = name, .help = help, .bounds = {}, .choices = {}, .role = role}, &value);
+}
+void ConfigVisitor::field(const char* name, std::vector<int64_t>& value, Bounds bounds, const char* help, Role role) {
+  emit({.name = name, .help = help, .bounds = bounds, .choices = {}, .role = role}, &value);
+}
+void ConfigVisitor::field(const char* name, std::vector<double>& value, Bounds bounds, const char* help, Role role) {
+  emit({.name = name, .help = help, .bounds = bounds, .choices = {}, .role = role}, &value);
+}
+void ConfigVisitor::choice(const char* name, std::string& value, std::vector<std::string> choices, const char* help,
+                           Role role) {
+  emit({.name = name, .help = help, .bounds = {}, .choices = std::move(choices), .role = role}, &value);
+}
+
+bool ConfigVisitor::enter(const char* name, const char* help, Role role) {
+  if (!on_enter(name, help)) return false;
+  path_.emplace_back(name);
+  runtime_.push_back(role == Role::kRuntime);
+  runtime_depth_ += role == Role::kRuntime;
+  return true;
+}
+
+void ConfigVisitor::leave() {
+  on_leave();
+  path_.pop_back();
+  runtime_depth_ -= runtime_.back();
+  runtime_.pop_back();
+}
+
+std::string ConfigVisitor::path() const {
+  std::string text;
+  for (const std::string& part : path_) text += part + ".";
+  return text;
+}
+
+// ---- reading ----
+
+namespace {
+
+class Reader : public ConfigVisitor {
+ public:
+  Reader(const Json& tree, std::string source) : source_(std::move(source)) {
+    check_table(tree, "");
+    frames_.push_back({&tree, {}});
+  }
+
+  void finish() { reject_unknown(); }
+
+ protected:
+  void on_field(const FieldSpec& spec, FieldRef value) override {
+    frames_.back().seen.push_back(spec.name);
+    const Json& table = *frames_.back().table;
+    const auto found = table.find(spec.name);
+    if (found == table.end()) return;
+    std::visit([&](auto* target) { read(spec, *found, *target); }, value);
+  }
+
+  bool on_enter(const std::string& name, const std::string&) override {
+    static const Json kEmpty = Json::object();
+    frames_.back().seen.push_back(name);
+    const Json& table = *frames_.back().table;
+    const auto found = table.find(name);
+    if (found != table.end()) check_table(*found, path() + name);
+    frames_.push_back({found == table.end() ? &kEmpty : &*found, {}});
+    return true;
+  }
+
+  void on_leave() override {
+    reject_unknown();
+    frames_.pop_back();
+  }
+
+ private:
+  struct Frame {
+    const Json* table;
+    std::vector<std::string> seen;
+  };
+
+  void check_table(const Json& value, const std::string& key) const {
+    SIGMA_CHECK(kUsage, value.is_object(), "{}: expected a table, got {} ({})", key, value.dump(), source_);
+  }
+
+  void reject_unknown() const {
+    for (const auto& [key, value] : frames_.back().table->items()) {
+      const auto& seen = frames_.back().seen;
+      if (std::find(seen.begin(), seen.end(), key) != seen.end()) continue;
+      const std::string near = did_you_mean(key, seen);
+      throw Error(ErrorKind::kUsage, fmt::format("{}{}: unknown key ({})", path(), key, source_),
+                  near.empty() ? fmt::format("the keys here are: {}", fmt::join(seen, ", "))
+                               : fmt::format("did you mean {}{}?", path(), near));
+    }
+  }
+
+  [[noreturn]] void wrong_type(const FieldSpec& spec, const Json& value, const char* expected) const {
+    fail(ErrorKind::kUsage, "{}{} = {}: expected {} ({})", path(), spec.name, value.dump(), expected, source_);
+  }
+
+  void check_bounds(const FieldSpec& spec, double value) const {
+    SIGMA_CHECK(kUsage, spec.bounds.contains(value), "{}{} = {}: must be in {} ({})", path(), spec.name, value,
+                spec.bounds.text(), source_);
+  }
+
+  void read(const FieldSpec& spec, const Json& value, bool& target) const {
+    if (!value.is_boolean()) wrong_type(spec, value, "true or false");
+    target = value.get<bool>();
+  }
+
+  void read(const FieldSpec& spec, const Json& value, int64_t& target) const {
+    if (value.is_string()) target = parse_count(value.get<std::string>());
+    else if (value.is_number_integer()) target = value.get<int64_t>();
+    else wrong_type(spec, value, "a whole number");
+    check_bounds(spec, static_cast<double>(target));
+  }
+
+  void read(const FieldSpec& spec, const Json& value, double& target) const {
+    if (!value.is_number()) wrong_type(spec, value, "a number");
+    target = value.get<double>();
+    check_bounds(spec, target);
+  }
+
+  void read(const FieldSpec& spec, const Json& value, std::string& target) const {
+    if (!value.is_string()) wrong_type(spec, value, "text in quotes");
+    target = value.get<std::string>();
+    if (spec.choices.empty() || std::find(spec.choices.begin(), spec.choices.end(), target) != spec.choices.end()) return;
+    const std::string near = did_you_mean(target, spec.choices);
+    throw Error(ErrorKind::kUsage,
+                fmt::format("{}{} = \"{}\": must be one of {} ({})", path(), spec.name, target,
+                            fmt::join(spec.choices, ", "), source_),
+                near.empty() ? "" : fmt::format("did you mean \"{}\"?", near));
+  }
+
+  void read(const FieldSpec& spec, const Json& value, TextOrList& target) const {
+    if (value.is_string()) {
+      target = value.get<std::string>();
+      return;
+    }
+    std::vector<int64_t> list;
+    read(spec, value, list);
+    target = list;
+  }
+
+  template <typename T>
+  void read(const FieldSpec& spec, const Json& value, std::vector<T>& target) const {
+    if (!value.is_array()) wrong_type(spec, value, "a list of numbers");
+    target.clear();
+    for (const Json& item : value) {
+      T element{};
+      read(spec, item, element);
+      target.push_back(element);
+    }
+  }
+
+  std::string source_;
+  std::vector<Frame> frames_;
+};
+
+// ---- writing ----
+
+class Writer : public ConfigVisitor {
+ public:
+  explicit Writer(const Role* filter) : filter_(filter) { frames_.emplace_back("", Json::object()); }
+  Json take() { return std::move(frames_.front().second); }
+
+ protected:
+  void on_field(const FieldSpec& spec, FieldRef value) override {
+    if (filter_ && spec.role != *filter_) return;
+    std::visit([&](auto* source) { write(spec.name, *source); }, value);
+  }
+  bool on_enter(const std::string& name, const std::string&) override {
+    frames_.emplace_back(name, Json::object());
+    return true;
+  }
+  void on_leave() override {
+    auto [name, table] = std::move(frames_.back());
+    frames_.pop_back();
+    if (!table.empty()) frames_.back().second[name] = std::move(table);
+  }
+
+ private:
+  template <typename T>
+  void write(const std::string& name, const T& value) {
+    frames_.back().second[name] = value;
+  }
+  void write(const std::string& name, const TextOrList& value) {
+    std::visit([&](const auto& v) { frames_.back().second[name] = v; }, value);
+  }
+  const Role* filter_;
+  std::vector<std::pair<std::string, Json>> frames_;
+};
+
+// ---- listing ----
+
+class Lister : public ConfigVisitor {
+ public:
+  std::vector<KeyInfo> keys;
+  bool when(const std::string&, const char* option) override {
+    condition_ = option;
+    return true;
+  }
+
+ protected:
+  void on_field(const FieldSpec& spec, FieldRef value) override {
+    KeyInfo info;
+    info.key = path() + spec.name;
+    info.help = spec.help;
+    info.role = spec.role;
+    info.bounds = spec.choices.empty() ? spec.bounds.text() : fmt::format("{}", fmt::join(spec.choices, " | "));
+    if (!spec.choices.empty()) condition_.clear();
+    if (!condition_.empty()) info.condition = fmt::format("kind = {}", condition_);
+    static constexpr const char* kTypes[] = {"true or false", "integer", "number", "text", "text or list", "list", "list"};
+    info.type = kTypes[value.index()];
+    std::visit([&](auto* v) { info.default_value = text(*v); }, value);
+    keys.push_back(std::move(info));
+  }
+  bool on_enter(const std::string&, const std::string&) override {
+    conditions_.push_back(condition_);
+    condition_.clear();
+    return true;
+  }
+  void on_leave() override {
+    condition_ = conditions_.back();
+    conditions_.pop_back();
+  }
+
+ private:
+  template <typename T>
+  static std::string text(const T& value) {
+    return Json(value).dump();
+  }
+  static std::string text(const TextOrList& value) {
+    return std::visit([](const auto& v) { return Json(v).dump(); }, value);
+  }
+  std::string condition_;
+  std::vector<std::string> conditions_;
+};
+
+void flatten_into(const Json& tree, const std::string& prefix, std::vector<std::pair<std::string, std::string>>& out) {
+  for (const auto& [key, value] : tree.items()) {
+    if (value.is_object()) flatten_into(value, prefix + key + ".", out);
+    else out.emplace_back(prefix + key, value.dump());
+  }
+}
+
+}  // namespace
+
+void read_config(const VisitFn& visit, const Json& tree, const std::string& source) {
+  Reader reader(tree, source);
+  visit(reader);
+  reader.finish();
+}
+
+Json write_config(const VisitFn& visit, const Role* role_filter) {
+  Writer writer(role_filter);
+  visit(writer);
+  return writer.take();
+}
+
+std::string config_hash(const VisitFn& visit) {
+  const Role identity = Role::kIdentity;
+  const nlohmann::json sorted = nlohmann::json::parse(write_config(visit, &identity).dump());
+  return sha256_hex(sorted.dump());
+}
+
+std::vector<KeyInfo> list_keys(const VisitFn& visit) {
+  Lister lister;
+  visit(lister);
+  return lister.keys;
+}
+
+std::vector<std::pair<std::string, std::string>> flatten(const Json& tree) {
+  std::vector<std::pair<std::string, std::string>> out;
+  flatten_into(tree, "", out);
+  return out;
+}
+
+int64_t parse_count(const std::string& text) {
+  static const std::map<std::string, int64_t> kUnits = {{"", 1},
+                                                        {"k", 1000},
+                                                        {"M", 1000'000},
+                                                        {"G", 1000'000'000},
+                                                        {"Ki", int64_t{1} << 10},
+                                                        {"Mi", int64_t{1} << 20},
+                                                        {"Gi", int64_t{1} << 30}};
+  int64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const auto unit = kUnits.find(std::string(end, text.data() + text.size()));
+  SIGMA_CHECK(kUsage, error == std::errc() && unit != kUnits.end(),
+              "count: expected a whole number with k, M, G, Ki, Mi or Gi, got \"{}\"", text);
+  int64_t product = 0;
+  SIGMA_CHECK(kUsage, !__builtin_mul_overflow(number, unit->second, &product), "count: {} is too large", text);
+  return product;
+}
+
+std::string did_you_mean(const std::string& word, const std::vector<std::string>& candidates) {
+  // Optimal string alignment: insert, delete, replace, swap neighbours.
+  const auto distance = [](const std::string& a, const std::string& b) {
+    std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
+    for (size_t i = 0; i <= a.size(); ++i) {
+      for (size_t j = 0; j <= b.size(); ++j) {
+        if (i == 0 || j == 0) {
+          d[i][j] = i + j;
+          continue;
+        }
+        d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
+        if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+      }
+    }
+    return d[a.size()][b.size()];
+  };
+  std::string best;
+  size_t best_distance = 3;
+  for (const std::string& candidate : candidates) {
+    const size_t d = distance(word, candidate);
+    if (d < best_distance) {
+      best = candidate;
+      best_distance = d;
+    }
+  }
+  return best;
+}
+
+}  // namespace sigma

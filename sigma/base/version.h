@@ -1,0 +1,7 @@
+// The version and commit of this build.
+#pragma once
+
+namespace sigma {
+const char* version();  // "0.1.0"
+const char* commit();   // short hash, or "unknown"
+}  // namespace sigma
