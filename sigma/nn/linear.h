@@ -1,0 +1,53 @@
+// Linear maps and norms.
+#pragma once
+
+#include "sigma/base/context.h"
+#include "sigma/nn/module.h"
+
+namespace sigma {
+
+/// y = x W^T + b, W [out, in]. The float32 weights are cast to x's dtype (bfloat16 on a GPU).
+class Linear : public Module {
+ public:
+  Linear(int64_t in, int64_t out, bool bias = true, Init weight = Init::xavier());
+  torch::Tensor forward(const torch::Tensor& x) const;
+  int64_t in_features() const { return weight_.size(1); }
+  int64_t out_features() const { return weight_.size(0); }
+  /// Forward operations for `rows` rows.
+  double flops(double rows) const { return 2.0 * rows * static_cast<double>(weight_.numel()); }
+
+ private:
+  torch::Tensor weight_;
+  torch::Tensor bias_;
+};
+
+/// (x - mean) / sqrt(var + eps) over the last axis, times weight plus bias if affine. Computed and returned in at least float32.
+class LayerNorm : public Module {
+ public:
+  LayerNorm(int64_t dim, bool affine, double eps = 1e-6);
+  torch::Tensor forward(const torch::Tensor& x) const;
+
+ private:
+  int64_t dim_;
+  double eps_;
+  torch::Tensor weight_;
+  torch::Tensor bias_;
+};
+
+/// x / sqrt(mean(x^2) + eps) times weight over the last axis, in at least float32, returned in x's dtype.
+class RmsNorm : public Module {
+ public:
+  explicit RmsNorm(int64_t dim, double eps = 1e-6);
+  torch::Tensor forward(const torch::Tensor& x) const;
+
+ private:
+  double eps_;
+  torch::Tensor weight_;
+};
+
+/// x in at least float32: where norms, softmax, routing and losses are computed.
+torch::Tensor at_least_float(const torch::Tensor& x);
+/// x in the compute dtype of the pass; float64 stays float64.
+torch::Tensor to_compute(const torch::Tensor& x, const Context& context);
+
+}  // namespace sigma

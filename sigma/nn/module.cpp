@@ -1,0 +1,62 @@
+#include "sigma/nn/module.h"
+
+#include <torch/utils.h>
+
+#include <cmath>
+
+#include "sigma/base/error.h"
+#include "sigma/base/random.h"
+#include "sigma/base/sha256.h"
+
+namespace sigma {
+namespace {
+
+void fill(torch::Tensor parameter, const Init& init, uint64_t seed, const std::string& name) {
+  if (init.kind == Init::Kind::kZero) {
+    parameter.zero_();
+    return;
+  }
+  if (init.kind == Init::Kind::kOne) {
+    parameter.fill_(1);
+    return;
+  }
+  // Drawn on the CPU in float32, then copied: the same weights on every device.
+  torch::Tensor values = torch::empty(parameter.sizes(), torch::kFloat);
+  const uint32_t stream = random_stream(Purpose::kInit, 0);
+  const uint64_t key = sha256_u64(name);
+  if (init.kind == Init::Kind::kNormal) {
+    fill_normal_keyed(values, seed, stream, key);
+    values.mul_(init.scale);
+  } else {
+    double half_width = init.scale;
+    if (init.kind == Init::Kind::kXavier) {
+      const auto rows = static_cast<double>(parameter.size(0));
+      half_width = std::sqrt(6.0 / (rows + static_cast<double>(parameter.numel()) / rows));
+    }
+    fill_uniform_keyed(values, seed, stream, key);
+    values.mul_(2 * half_width).sub_(half_width);
+  }
+  parameter.copy_(values);
+}
+
+}  // namespace
+
+torch::Tensor Module::parameter(const std::string& name, torch::IntArrayRef shape, Init init) {
+  rules_[name] = init;
+  return register_parameter(name, torch::empty(shape, torch::kFloat));
+}
+
+void initialize(torch::nn::Module& root, uint64_t seed) {
+  const torch::NoGradGuard no_grad;
+  for (const auto& item : root.named_modules()) {
+    const auto* module = dynamic_cast<const Module*>(item.value().get());
+    for (const auto& parameter : item.value()->named_parameters(/*recurse=*/false)) {
+      const std::string name = item.key().empty() ? parameter.key() : item.key() + "." + parameter.key();
+      SIGMA_CHECK(kFailure, module && module->init_rules().contains(parameter.key()),
+                  "initialize: no rule for parameter {}", name);
+      fill(parameter.value(), module->init_rules().at(parameter.key()), seed, name);
+    }
+  }
+}
+
+}  // namespace sigma

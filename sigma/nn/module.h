@@ -1,0 +1,52 @@
+// Modules and initial weights.
+//
+// Modules are plain torch::nn::Module. A constructor allocates its parameters and declares a rule for each; the root then calls
+// initialize(), which fills every parameter from the counter-based generator, keyed by its full name. So initial weights depend
+// on the seed and the names alone: not on the order of construction, and not on what else the model holds.
+#pragma once
+
+#include <torch/nn/module.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+
+namespace sigma {
+
+/// How a parameter starts.
+struct Init {
+  enum class Kind { kZero, kOne, kNormal, kUniform, kXavier };
+  Kind kind = Kind::kZero;
+  double scale = 0;  // standard deviation (kNormal), half width (kUniform)
+
+  static Init zero() { return {Kind::kZero, 0}; }
+  static Init one() { return {Kind::kOne, 0}; }
+  static Init normal(double std) { return {Kind::kNormal, std}; }
+  static Init uniform(double half_width) { return {Kind::kUniform, half_width}; }
+  /// Uniform in +-sqrt(6 / (rows + columns)) of a matrix [rows, columns...] (Glorot and Bengio 2010).
+  static Init xavier() { return {Kind::kXavier, 0}; }
+};
+
+class Module : public torch::nn::Module {
+ public:
+  const std::map<std::string, Init>& init_rules() const { return rules_; }
+
+ protected:
+  /// Registers an uninitialised float32 parameter with its rule.
+  torch::Tensor parameter(const std::string& name, torch::IntArrayRef shape, Init init);
+
+  /// Makes and registers a child.
+  template <typename M, typename... Args>
+  std::shared_ptr<M> child(const std::string& name, Args&&... args) {
+    return register_module(name, std::make_shared<M>(std::forward<Args>(args)...));
+  }
+
+ private:
+  std::map<std::string, Init> rules_;
+};
+
+/// Fills all parameters below `root` by their rules. Errors: kFailure for a parameter without a rule.
+void initialize(torch::nn::Module& root, uint64_t seed);
+
+}  // namespace sigma
