@@ -4,5 +4,5 @@
 
 namespace sigma {
 const char* version() { return SIGMA_VERSION; }
-const char* commit() { return SIGMA_COMMIT; }
+const char* commit_hash() { return SIGMA_COMMIT; }
 }  // namespace sigma

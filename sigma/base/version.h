@@ -3,5 +3,5 @@
 
 namespace sigma {
 const char* version();  // "0.1.0"
-const char* commit();   // short hash, or "unknown"
+const char* commit_hash();  // short, or "unknown"
 }  // namespace sigma

@@ -1,0 +1,88 @@
+// The program's subcommands. Each is one C++ function from plain options to a JSON result; text for people goes through Console.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "sigma/base/config.h"
+
+namespace CLI {
+class App;
+}
+
+namespace sigma {
+
+/// Options of every subcommand.
+struct GlobalOptions {
+  bool json = false;
+  bool quiet = false;
+  bool force = false;
+  std::string device = "auto";
+};
+
+struct CommandResult {
+  Json result;       // for --json
+  std::string text;  // for people, on stdout
+  int exit_code = 0;
+};
+
+struct TrainCommand {
+  std::string recipe;
+  std::string run;  // default: runs/<recipe stem>
+  std::vector<std::string> set;
+  std::string verify = "hash";  // hash | size
+  bool dry_run = false;
+  std::vector<std::string> argv;
+};
+CommandResult run_train(const TrainCommand& command, const GlobalOptions& global);
+
+struct SampleCommand {
+  std::string run;
+  std::string out = "samples.png";  // FILE.png: a grid; DIR/: single images
+  int64_t count = 0;                // 0: ten a label, or 64
+  int64_t seed = 0;
+  int64_t first = 0;
+  std::string labels;               // "0,1,2", "0-9", "all"; empty: all
+  std::vector<int64_t> steps;       // empty: the run's
+  std::vector<double> guidance;     // empty: the run's
+  std::string ema = "main";         // main | none
+  int64_t batch = 250;
+};
+CommandResult run_sample(const SampleCommand& command, const GlobalOptions& global);
+
+struct EvalCommand {
+  std::string run;
+  std::vector<std::string> metrics;  // empty: all that fit the task
+  int64_t count = 0;                 // 0: the run's metrics.n_samples
+  int64_t seed = 1000;
+  std::vector<int64_t> steps;
+  std::vector<double> guidance;
+  std::string ema = "main";
+  int64_t batch = 500;
+  std::string write_asset;           // classifier: FILE for weights and reference statistics
+};
+CommandResult run_eval(const EvalCommand& command, const GlobalOptions& global);
+
+CommandResult run_config_show(const std::string& what, const std::vector<std::string>& set);
+CommandResult run_config_check(const std::string& recipe, const std::vector<std::string>& set);
+CommandResult run_config_keys(const std::string& filter);
+CommandResult run_config_diff(const std::string& a, const std::string& b);
+CommandResult run_config_list();
+
+CommandResult run_data_check(const std::string& what, const std::string& sheet, const std::vector<std::string>& set);
+CommandResult run_data_list();
+
+CommandResult run_show(const std::string& what);
+CommandResult run_version();
+
+/// A recipe or a run's config.toml, by path or run name.
+Json load_tree(const std::string& what);
+
+/// "a  b\n1  2\n": columns padded to equal width; numbers to the right.
+std::string text_table(const std::vector<std::vector<std::string>>& rows);
+/// 1234567 -> "1.2 M"; bytes -> "1.2 MiB".
+std::string count_text(double value);
+std::string bytes_text(double value);
+
+}  // namespace sigma

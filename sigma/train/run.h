@@ -1,0 +1,56 @@
+// The run directory: everything a run is, readable with common tools.
+//
+//   config.toml (resolved)  run.json  log.jsonl  checkpoints/  samples/  tokenizer/ (latent generators)  lock
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "sigma/base/config.h"
+#include "sigma/io/checkpoint.h"
+#include "sigma/io/files.h"
+#include "sigma/train/config.h"
+
+namespace sigma {
+
+class Run {
+ public:
+  /// Opens `folder` for training: creates it, or checks that its identity agrees with `config` (which then takes the run's
+  /// resolved "auto" values). Holds the lock. Errors: kUsage (another configuration, naming the keys), kIo (locked).
+  Run(std::filesystem::path folder, RunConfig& config);
+
+  const std::filesystem::path& folder() const { return folder_; }
+  const std::string& id() const { return id_; }
+  bool existed() const { return existed_; }
+  CheckpointStore& checkpoints() { return *checkpoints_; }
+  /// Appends {"t": seconds, "event": event, fields...}; non-finite numbers become null and are named in "nonfinite".
+  void log(const std::string& event, Json fields);
+  /// To stderr and to the log.
+  void warn(const std::string& message);
+  /// Writes config.toml and run.json once all that could refuse the run has been checked.
+  void commit(const RunConfig& config, const std::string& data_sha256, const std::vector<std::string>& argv);
+  /// The data hash the run was started with; empty before commit().
+  const std::string& data_sha256() const { return data_sha256_; }
+
+ private:
+  std::filesystem::path folder_;
+  std::string id_;
+  std::string data_sha256_;
+  bool existed_ = false;
+  std::unique_ptr<FileLock> lock_;
+  std::unique_ptr<LineFile> log_;
+  std::unique_ptr<CheckpointStore> checkpoints_;
+};
+
+/// A run by path, or by name under runs/. Errors: kUsage.
+std::filesystem::path find_run(const std::string& name);
+/// The newest verified checkpoint of a run. Errors: kCheckpoint (none).
+Checkpoint newest_checkpoint(const std::filesystem::path& run);
+/// The same, but the run must have reached its end. Errors: kUsage, kCheckpoint.
+Checkpoint finished_checkpoint(const std::filesystem::path& run);
+/// [C,Y,X] from the metadata of a weights file. Errors: kCheckpoint.
+std::vector<int64_t> image_shape_of(const SafetensorsFile& file);
+
+}  // namespace sigma

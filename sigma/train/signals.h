@@ -1,0 +1,11 @@
+// What the signal handlers of trainer.h saw.
+#pragma once
+
+namespace sigma {
+
+/// The first SIGINT, SIGTERM or SIGHUP since the start, or 0.
+int pending_stop_signal();
+/// Whether SIGUSR1 came since the last call.
+bool take_save_request();
+
+}  // namespace sigma

@@ -1,0 +1,42 @@
+// What the trainer knows of a model: losses of a batch, and parameters by name.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "sigma/base/context.h"
+#include "sigma/data/dataset.h"
+#include "sigma/data/loader.h"
+#include "sigma/nn/output.h"
+#include "sigma/train/config.h"
+
+namespace sigma {
+
+class Task {
+ public:
+  virtual ~Task() = default;
+  /// The module that is trained, averaged and saved, on its device.
+  virtual torch::nn::Module& module() = 0;
+  /// Losses and statistics of a micro-batch. `context.samples` are the indices in the global batch.
+  virtual Output step(const RawBatch& batch, const Context& context) = 0;
+  /// The micro-batch must be divisible by it.
+  virtual int64_t group_size() const { return 1; }
+  /// Operations of one training step, for one image.
+  virtual double flops() const = 0;
+  /// Called once before the last checkpoint, with the averaged weights in place.
+  virtual void finish() {}
+  /// Files that belong to the run beside its checkpoints, written once at its start.
+  virtual void write_assets(const std::filesystem::path& run) const { (void)run; }
+};
+
+/// The task of `config` with its weights initialised from the seed, and the data it trains on.
+struct TaskBundle {
+  std::unique_ptr<Dataset> data;
+  std::vector<int64_t> image_shape;  // [C,Y,X] of the images behind the data
+  std::unique_ptr<Task> task;
+};
+/// `config` must be resolved. Errors: kUsage, kData.
+TaskBundle make_task(const RunConfig& config);
+
+}  // namespace sigma
