@@ -7,6 +7,7 @@
 #include "sigma/base/sha256.h"
 #include "sigma/base/version.h"
 #include "sigma/cli/cli.h"
+#include "sigma/data/dataset.h"
 #include "sigma/io/files.h"
 #include "sigma/io/images.h"
 #include "sigma/train/load_generator.h"
@@ -49,13 +50,6 @@ std::vector<int64_t> parse_labels(const std::string& text, int64_t num_classes) 
     begin = end + 1;
   }
   return out;
-}
-
-Image to_image(const torch::Tensor& chw) {
-  const torch::Tensor hwc = chw.permute({1, 2, 0}).contiguous();
-  Image image{.height = chw.size(1), .width = chw.size(2), .channels = chw.size(0)};
-  image.pixels.assign(hwc.data_ptr<uint8_t>(), hwc.data_ptr<uint8_t>() + hwc.numel());
-  return image;
 }
 
 // The PNG and, beside it, FILE.json: the same provenance and the file's hash.
