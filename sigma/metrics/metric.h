@@ -1,4 +1,5 @@
-// A measured number with its provenance. Numbers of different extractors, references or counts refuse to be compared.
+// A measured number with its provenance. Numbers of different extractors, references or counts
+// refuse to be compared.
 #pragma once
 
 #include <cstdint>
@@ -9,14 +10,14 @@
 namespace sigma {
 
 struct MetricResult {
-  std::string name;              // "fd_fashion_cnn", "label_accuracy", "energy"
+  std::string name;  // "fd_fashion_cnn", "label_accuracy", "energy"
   double value = 0;
-  std::string extractor;         // "fd_fashion_cnn"; empty: none
+  std::string extractor;  // "fd_fashion_cnn"; empty: none
   std::string extractor_sha256;
-  std::string reference;         // "fashion train"
+  std::string reference;  // "fashion train"
   int64_t n_reference = 0;
   int64_t n_samples = 0;
-  double floor = 0;              // the same metric on held-out real data; NaN: not known
+  double floor = 0;  // the same metric on held-out real data; NaN: not known
   Json to_json() const;
 };
 
@@ -28,7 +29,8 @@ struct MetricsConfig {
   void visit(ConfigVisitor& v);
 };
 
-/// A file of assets/ (feature weights, reference statistics): SIGMA_ASSETS, beside the program, or in the source tree. kUsage.
+/// A file of assets/ (feature weights, reference statistics): SIGMA_ASSETS, beside the program, or
+/// in the source tree. kUsage.
 std::string find_asset(const std::string& name);
 
 }  // namespace sigma

@@ -1,0 +1,62 @@
+#include "sigma/metrics/metric.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <vector>
+
+#include "sigma/base/error.h"
+
+namespace sigma {
+
+Json MetricResult::to_json() const {
+  return {{"name", name},           {"value", value},  // NaN becomes null
+          {"extractor", extractor}, {"extractor_sha256", extractor_sha256},
+          {"reference", reference}, {"n_reference", n_reference},
+          {"n_samples", n_samples}, {"floor", floor}};
+}
+
+void check_comparable(const MetricResult& a, const MetricResult& b) {
+  std::vector<std::string> differences;
+  const auto compare = [&](const char* what, const auto& left, const auto& right) {
+    if (left != right) differences.push_back(fmt::format("{}: {} and {}", what, left, right));
+  };
+  compare("name", a.name, b.name);
+  compare("extractor", a.extractor, b.extractor);
+  compare("extractor_sha256", a.extractor_sha256, b.extractor_sha256);
+  compare("reference", a.reference, b.reference);
+  compare("n_reference", a.n_reference, b.n_reference);
+  compare("n_samples", a.n_samples, b.n_samples);
+  SIGMA_CHECK(kUsage, differences.empty(), "metrics are not comparable: {}",
+              fmt::join(differences, "; "));
+}
+
+void MetricsConfig::visit(ConfigVisitor& v) {
+  v.field("n_samples", n_samples, in(2, 1e7), "generated samples of a metric");
+}
+
+std::string find_asset(const std::string& name) {
+  namespace fs = std::filesystem;
+  std::vector<fs::path> folders;
+  if (const char* chosen = std::getenv("SIGMA_ASSETS"); chosen && *chosen)
+    folders.emplace_back(chosen);
+  std::error_code ignored;
+  const fs::path program = fs::read_symlink("/proc/self/exe", ignored).parent_path();
+  if (!program.empty()) {
+    folders.push_back(program / "assets");
+    folders.push_back(program.parent_path() / "assets");
+  }
+#ifdef SIGMA_SOURCE_ASSETS
+  folders.emplace_back(SIGMA_SOURCE_ASSETS);
+#endif
+  std::string searched;
+  for (const fs::path& folder : folders) {
+    if (fs::is_regular_file(folder / name, ignored)) return (folder / name).string();
+    searched += (searched.empty() ? "" : ", ") + folder.string();
+  }
+  throw Error(ErrorKind::kUsage,
+              fmt::format("asset: expected a file {}, got none (searched {})", name, searched),
+              "set SIGMA_ASSETS to the folder that holds it");
+}
+
+}  // namespace sigma
