@@ -6,11 +6,43 @@
 #include <string>
 #include <string_view>
 
+#include "sigma/base/sha256.h"
+
 namespace sigma {
 
-/// The bytes of a file. Errors: `kind` (kData, kUsage, ...) if it is missing or cannot be read.
-std::string read_file(const std::filesystem::path& path);  // kIo
-/// Writes and syncs `path` in place (for files inside a folder that is renamed as a whole). Errors: kIo with path and bytes.
+/// A new file, written in pieces and hashed on the way. An atomic one is a sibling temporary until
+/// finish(). Either is removed if finish() is never reached.
+class FileWriter {
+ public:
+  enum class Mode { kAtomic, kInPlace };
+  FileWriter(std::filesystem::path path, Mode mode);
+  ~FileWriter();
+  FileWriter(const FileWriter&) = delete;
+  FileWriter& operator=(const FileWriter&) = delete;
+  /// Errors: kIo with path and bytes.
+  void write(const void* data, size_t size);
+  /// Syncs, closes and (atomic) renames. Returns the SHA-256 (hex) of the bytes. Errors: kIo.
+  std::string finish();
+
+ private:
+  void flush();
+  std::filesystem::path path_;
+  std::filesystem::path written_;  // the temporary, or path_
+  std::string pending_;            // small writes are gathered
+  uint64_t size_ = 0;
+  Sha256 hash_;
+  int descriptor_ = -1;
+};
+
+/// Fills `out` from `offset` on and returns the bytes read: fewer than `size` only at the end of
+/// the file. `path` is for messages. Errors: kIo.
+size_t read_at(int descriptor, void* out, size_t size, uint64_t offset,
+               const std::filesystem::path& path);
+
+/// The bytes of a file. Errors: kIo if it is missing or cannot be read.
+std::string read_file(const std::filesystem::path& path);
+/// Writes and syncs `path` in place (for files inside a folder that is renamed as a whole). Errors:
+/// kIo with path and bytes.
 void write_file_synced(const std::filesystem::path& path, std::string_view bytes);
 /// Replaces `path` by `bytes`, or leaves it as it was. Errors: kIo with path and bytes needed.
 void write_file_atomic(const std::filesystem::path& path, std::string_view bytes);
@@ -34,7 +66,8 @@ class FileLock {
   int descriptor_ = -1;
 };
 
-/// A text file that only grows, a line at a time (the JSONL log). If the last byte is not a newline, one is written first.
+/// A text file that only grows, a line at a time (the JSONL log). If the last byte is not a
+/// newline, one is written first.
 class LineFile {
  public:
   explicit LineFile(const std::filesystem::path& path);
@@ -47,6 +80,7 @@ class LineFile {
  private:
   std::filesystem::path path_;
   int descriptor_ = -1;
+  bool torn_ = false;  // a failed append may have left half a line
 };
 
 }  // namespace sigma
