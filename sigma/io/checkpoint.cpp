@@ -165,8 +165,9 @@ Checkpoint verify(const fs::path& folder, bool check_hashes) {
 uint64_t size_of(const CheckpointContents& contents, const std::string& state) {
   uint64_t bytes = contents.run_id.size() + contents.config_toml.size() + state.size() +
                    contents.manifest_extra.dump().size() + 4096;
-  for (const auto& [stem, tensors] : contents.tensors) {
+  for (const auto& [stem, tensors, metadata] : contents.files) {
     bytes += 256;
+    for (const auto& [key, value] : metadata) bytes += key.size() + value.size() + 16;
     for (const auto& [name, tensor] : tensors)
       bytes += name.size() + 256 + (tensor.defined() ? tensor.nbytes() : 0);
   }
@@ -195,9 +196,8 @@ void write_contents(const fs::path& folder, const CheckpointContents& contents,
     note(name, sha256_hex(bytes));
   };
   write_text("run_id", contents.run_id);
-  for (const auto& [stem, tensors] : contents.tensors)
-    note(stem + kSuffix,
-         write_safetensors(folder / (stem + kSuffix), tensors, {{"format", "pt"}}, true));
+  for (const auto& [stem, tensors, metadata] : contents.files)
+    note(stem + kSuffix, write_safetensors(folder / (stem + kSuffix), tensors, metadata, true));
   write_text("state.json", state);
   write_text("config.toml", contents.config_toml);
   Json manifest = {{"format", kFormat},
@@ -216,7 +216,7 @@ void check_contents(const CheckpointContents& contents, const std::string& run_i
               "checkpoint: step {} of run {}: expected run {}", contents.step, contents.run_id,
               run_id);
   std::set<std::string> stems;
-  for (const auto& [stem, tensors] : contents.tensors)
+  for (const auto& [stem, tensors, metadata] : contents.files)
     SIGMA_CHECK(kFailure, is_file_name(stem) && stems.insert(stem).second,
                 "checkpoint: bad or duplicate file name \"{}\"", stem);
 }

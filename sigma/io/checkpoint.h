@@ -19,11 +19,17 @@
 
 namespace sigma {
 
+struct CheckpointFile {
+  std::string stem;  // "model" -> model.safetensors
+  NamedTensors tensors;
+  Metadata metadata;
+};
+
 struct CheckpointContents {
   int64_t step = 0;
   int64_t images_seen = 0;
   std::string run_id;
-  std::vector<std::pair<std::string, NamedTensors>> tensors;  // file stem ("model") -> tensors
+  std::vector<CheckpointFile> files;
   Json state = Json::object();                                // state.json
   std::string config_toml;
   Json manifest_extra =

@@ -223,9 +223,9 @@ class Trainer {
     const auto started = Clock::now();
     const Metadata metadata = {{"format", "pt"}, {"image_shape", Json(bundle_.image_shape).dump()}, {"task", config_.task}};
     CheckpointContents contents{.step = at.step, .images_seen = at.images_seen, .run_id = run_.id()};
-    contents.tensors = {{"model", named_state(bundle_.task->module()), metadata},
-                        {"ema-main", ema_->state(), metadata},
-                        {"optimizer", optimizer_->state(), {{"format", "pt"}}}};
+    contents.files = {{"model", named_state(bundle_.task->module()), metadata},
+                      {"ema-main", ema_->state(), metadata},
+                      {"optimizer", optimizer_->state(), {{"format", "pt"}}}};
     contents.state = {{"step", at.step}, {"images_seen", at.images_seen}};
     contents.config_toml = to_toml(write_config(visit_of(config_)));
     contents.manifest_extra = {{"config_sha256", config_hash(visit_of(config_))},

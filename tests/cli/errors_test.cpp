@@ -1,0 +1,163 @@
+// Bad input through the program: a clear message with expected and actual, the right exit code, and nothing lost.
+#include <torch/cuda.h>
+
+#include "sigma/io/images.h"
+#include "tests/cli/program.h"
+
+namespace sigma {
+namespace {
+
+class Errors : public ::testing::Test {
+ protected:
+  Errors() : p("errors") {
+    p.write_data();
+    p.write_recipe();
+  }
+  Program p;
+};
+
+TEST_F(Errors, UnknownKeyIsUsageWithTheNearestName) {
+  const Finished r = p.run({"train", "tiny.toml", "--set", "train.optimizer.lrr=1"});
+  EXPECT_EQ(r.exit, 2);
+  EXPECT_CONTAINS(r.err, "train.optimizer.lrr: unknown key");
+  EXPECT_CONTAINS(r.err, "did you mean train.optimizer.lr?");
+  EXPECT_FALSE(fs::exists(p.folder / "runs"));
+}
+
+TEST_F(Errors, ValueOutOfBoundsNamesTheBounds) {
+  const Finished r = p.run({"train", "tiny.toml", "--set", "train.optimizer.lr=5"});
+  EXPECT_EQ(r.exit, 2);
+  EXPECT_CONTAINS(r.err, "train.optimizer.lr = 5: must be in (0, 1]");
+}
+
+TEST_F(Errors, SettingsThatDoNotFitTogetherAreRefusedBeforeTheFirstStep) {
+  EXPECT_CONTAINS(p.run({"train", "tiny.toml", "--set", "train.micro_batch=3"}).err, "expected a divisor of train.batch = 8, got 3");
+  const Finished groups = p.run({"train", "tiny.toml", "--set", "train.micro_batch=2"});
+  EXPECT_EQ(groups.exit, 2);
+  EXPECT_CONTAINS(groups.err, "expected a multiple of group_size = 4, got 2");
+  EXPECT_CONTAINS(p.run({"train", "tiny.toml", "--set", "generator.second_time=none"}).err, "expects s or delta");
+  EXPECT_CONTAINS(p.run({"train", "tiny.toml", "--set", "generator.patch_size=3"}).err, "expected a divisor of 8 x 8, got 3");
+  EXPECT_TRUE(p.checkpoints("runs/tiny").empty());
+}
+
+TEST_F(Errors, MissingAndCorruptData) {
+  Finished r = p.run({"train", "tiny.toml", "--set", "data.images=none.idx"});
+  EXPECT_EQ(r.exit, 3);
+  EXPECT_CONTAINS(r.err, "none.idx");
+  fs::resize_file(p.folder / "images.idx", 1000);
+  r = p.run({"train", "tiny.toml"});
+  EXPECT_EQ(r.exit, 3);
+  EXPECT_CONTAINS(r.err, "images.idx");
+  EXPECT_CONTAINS(r.err, "expected 4096 bytes");
+  EXPECT_CONTAINS(r.err, "got 984");
+  EXPECT_FALSE(fs::exists(p.folder / "runs/tiny/config.toml")) << "a run was left behind";
+}
+
+TEST_F(Errors, RecipeThatIsNotThere) {
+  const Finished r = p.run({"train", "other.toml"});
+  EXPECT_EQ(r.exit, 2);
+  EXPECT_CONTAINS(r.err, "other.toml");
+}
+
+TEST_F(Errors, ARunOfAnotherConfigurationNamesTheKeys) {
+  ASSERT_EQ(p.run({"train", "tiny.toml", "--set", "train.images=80"}).exit, 0);
+  const Finished r = p.run({"train", "tiny.toml", "--set", "train.images=80", "--set", "train.seed=1"});
+  EXPECT_EQ(r.exit, 2);
+  EXPECT_CONTAINS(r.err, "train.seed: the run has 0, asked for 1");
+  // Keys that do not make the run what it is may change.
+  EXPECT_EQ(p.run({"train", "tiny.toml", "--set", "train.images=80", "--set", "log.every=1"}).exit, 0);
+}
+
+TEST_F(Errors, ChangedDataAtAResume) {
+  const pid_t child = p.start({"train", "tiny.toml", "--set", "train.images=1M"});
+  while (p.checkpoints("runs/tiny").empty()) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  kill(child, SIGTERM);
+  EXPECT_EQ(p.wait(child).exit, 143);
+  p.write_data(60);
+  const Finished r = p.run({"train", "tiny.toml", "--set", "train.images=1M"});
+  EXPECT_EQ(r.exit, 3);
+  EXPECT_CONTAINS(r.err, "expected the run's data");
+}
+
+TEST_F(Errors, NonFiniteLossStopsAndKeepsTheLastCheckpoint) {
+  // Adam's step is at most lr: weights grow without bound until the loss overflows.
+  const Finished r = p.run({"train", "tiny.toml", "--set", "train.optimizer.lr=1", "--set", "generator.objective.kernel_scale=1000",
+                            "--set", "train.images=4M", "--set", "train.optimizer.weight_decay=1", "--set",
+                            "train.optimizer.beta2=0", "--set", "train.optimizer.eps=0", "--set", "checkpoint.every=80"});
+  EXPECT_EQ(r.exit, 6);
+  EXPECT_CONTAINS(r.err, "expected a finite loss and gradient");
+}
+
+TEST_F(Errors, NoGpu) {
+  if (torch::cuda::is_available()) GTEST_SKIP() << "this machine has a GPU";
+  const Finished r = p.run({"train", "tiny.toml", "--device", "cuda"});
+  EXPECT_EQ(r.exit, 5);
+  EXPECT_CONTAINS(r.err, "expected an NVIDIA GPU");
+  const Finished json = p.run({"train", "tiny.toml", "--device", "cuda", "--json"});
+  EXPECT_EQ(json.exit, 5);
+  EXPECT_EQ(nlohmann::json::parse(json.out).at("error").at("exit"), 5);
+}
+
+TEST_F(Errors, AFullDiskKeepsThePreviousCheckpoint) {
+  ASSERT_EQ(p.run({"train", "tiny.toml", "--set", "train.images=400"}).exit, 0);
+  const auto before = p.checkpoints("runs/tiny");
+  ASSERT_EQ(before.size(), 1u);
+  // The same run, made longer by hand, under a limit on the size of a file.
+  std::string config = read_file(p.folder / "runs/tiny/config.toml");
+  config.replace(config.find("images = 400"), 12, "images = 800");
+  write_file_atomic(p.folder / "runs/tiny/config.toml", config);
+  const Finished r = p.run({"train", "tiny.toml", "--set", "train.images=800"}, [] {
+    const rlimit limit = {.rlim_cur = 20'000, .rlim_max = 20'000};
+    setrlimit(RLIMIT_FSIZE, &limit);
+  });
+  EXPECT_EQ(r.exit, 7) << r.err;
+  EXPECT_CONTAINS(r.err, ".safetensors");
+  EXPECT_EQ(p.checkpoints("runs/tiny"), before);
+  EXPECT_EQ(p.run({"train", "tiny.toml", "--set", "train.images=800"}).exit, 0);
+}
+
+TEST_F(Errors, AlteredCheckpointsFallBackToTheOneBefore) {
+  ASSERT_EQ(p.run({"train", "tiny.toml"}).exit, 0);
+  const auto saved = p.checkpoints("runs/tiny");
+  ASSERT_EQ(saved.size(), 3u);
+  // Altered byte in the newest, truncation in the one before.
+  std::string bytes = read_file(saved[2] / "model.safetensors");
+  bytes[bytes.size() - 5] ^= 1;
+  std::ofstream(saved[2] / "model.safetensors", std::ios::binary) << bytes;
+  fs::resize_file(saved[1] / "optimizer.safetensors", 100);
+  const std::string good = sha256_file(saved[0] / "model.safetensors");
+  const Finished r = p.run({"train", "tiny.toml"});
+  EXPECT_EQ(r.exit, 0) << r.err;
+  EXPECT_CONTAINS(r.err, "model.safetensors");
+  EXPECT_CONTAINS(r.err, "optimizer.safetensors");
+  EXPECT_EQ(sha256_file(saved[0] / "model.safetensors"), good);
+  // None left that verifies.
+  for (const auto& folder : p.checkpoints("runs/tiny")) fs::resize_file(folder / "model.safetensors", 50);
+  EXPECT_EQ(p.run({"train", "tiny.toml"}).exit, 4);
+  EXPECT_EQ(p.run({"sample", "runs/tiny"}).exit, 4);
+}
+
+TEST_F(Errors, BadFlagsAndNames) {
+  EXPECT_EQ(p.run({"trane", "tiny.toml"}).exit, 2);
+  EXPECT_EQ(p.run({"sample", "no-such-run"}).exit, 2);
+  EXPECT_EQ(p.run({"config", "check", "tiny.toml", "--set", "task=generatr"}).exit, 2);
+  p.write("broken.toml", "task = \"generator\n");
+  const Finished r = p.run({"config", "check", "broken.toml"});
+  EXPECT_EQ(r.exit, 2);
+  EXPECT_CONTAINS(r.err, "broken.toml:1");
+}
+
+TEST_F(Errors, BadImagesAreListedWithExitCode3) {
+  const Image image{.height = 4, .width = 4, .channels = 1, .pixels = std::vector<uint8_t>(16, 7)};
+  p.write("photos/a/good.png", encode_png(image));
+  p.write("photos/a/text.png", "not an image");
+  p.write("photos/b/empty.jpg", "");
+  const Finished r = p.run({"data", "check", "photos", "--sheet", "sheet.png"});
+  EXPECT_EQ(r.exit, 3);
+  EXPECT_CONTAINS(r.out, "text.png");
+  EXPECT_CONTAINS(r.out, "empty.jpg");
+  EXPECT_TRUE(fs::exists(p.folder / "sheet.png"));
+}
+
+}  // namespace
+}  // namespace sigma
