@@ -2,6 +2,8 @@
 
 #include <torch/torch.h>
 
+#include <cmath>
+
 #include "sigma/base/error.h"
 #include "sigma/trunk/patches.h"
 #include "sigma/trunk/positions.h"
@@ -19,8 +21,11 @@ constexpr double kEmbeddingStd = 0.02;
 void NetworkConfig::visit(ConfigVisitor& v) {
   v.field("num_classes", num_classes, in(0, 100000), "labels; 0 = unconditional");
   v.field("patch_size", patch_size, in(1, 64), "side of a patch of an image; latents ignore it");
+  v.field("patch_overlap", patch_overlap, in(0, 64), "pixels an output patch reaches into its neighbours; at most patch_size");
   v.choice("second_time", second_time, {"s", "delta", "none"}, "what the second time embedding takes: s, t - s, nothing");
   v.field("time_scale", time_scale, above(0, 1e5), "times are multiplied by it before they are embedded");
+  v.choice("embedding_init", embedding_init, {"dit", "unit"},
+           "initial scale of time and label embeddings: 0.02 as published, or 1 for short trainings");
   v.table("trunk", trunk, "the transformer");
 }
 
@@ -37,30 +42,37 @@ DiffusionTransformer::DiffusionTransformer(const NetworkConfig& config, const st
     channels_ = sample_shape[0];
     layout_.grid = patch_grid(sample_shape[1], sample_shape[2], config.patch_size);
   }
+  if (tokens_) config_.patch_overlap = 0;
+  SIGMA_CHECK(kUsage, config_.patch_overlap <= config_.patch_size,
+              "generator.patch_overlap: expected at most patch_size = {}, got {}", config_.patch_size, config_.patch_overlap);
   const int64_t hidden = config.trunk.hidden_size;
   const int64_t width = channels_ * config_.patch_size * config_.patch_size;
+  const int64_t side_out = config_.patch_size + 2 * config_.patch_overlap;
 
+  const bool unit = config.embedding_init == "unit";
+  const auto linear = [&](int64_t in) {
+    const double std = unit ? std::sqrt(2.0 / static_cast<double>(in)) : kEmbeddingStd;
+    return std::make_shared<Linear>(in, hidden, true, Init::normal(std));
+  };
   const auto embedder = [&](const char* name) {
     auto mlp = child<Module>(name)->register_module("mlp", std::make_shared<Module>());
-    return std::vector{
-        mlp->register_module("0", std::make_shared<Linear>(2 * kTimeFrequencies, hidden, true, Init::normal(kEmbeddingStd))),
-        mlp->register_module("2", std::make_shared<Linear>(hidden, hidden, true, Init::normal(kEmbeddingStd)))};
+    return std::vector{mlp->register_module("0", linear(2 * kTimeFrequencies)), mlp->register_module("2", linear(hidden))};
   };
   x_embedder_ = child<Module>("x_embedder")->register_module("proj", std::make_shared<Linear>(width, hidden));
   t_embedder_ = embedder("t_embedder");
   if (config.second_time != "none") s_embedder_ = embedder("s_embedder");
   if (config.num_classes > 0) {
     struct Table : Module {
-      Table(int64_t rows, int64_t columns) { parameter("weight", {rows, columns}, Init::normal(kEmbeddingStd)); }
+      Table(int64_t rows, int64_t columns, double std) { parameter("weight", {rows, columns}, Init::normal(std)); }
     };
     auto table = child<Module>("y_embedder")
-                     ->register_module("embedding_table", std::make_shared<Table>(config.num_classes + 1, hidden));
+                     ->register_module("embedding_table", std::make_shared<Table>(config.num_classes + 1, hidden, unit ? 1.0 : kEmbeddingStd));
     label_table_ = table->named_parameters()["weight"];
   }
   trunk_ = child<Trunk>("trunk", config_.trunk, layout_.grid, Conditioning::kAdaLnZero);
   auto final_layer = child<Module>("final_layer");
   final_norm_ = final_layer->register_module("norm_final", std::make_shared<LayerNorm>(hidden, /*affine=*/false));
-  final_linear_ = final_layer->register_module("linear", std::make_shared<Linear>(hidden, width, true, Init::zero()));
+  final_linear_ = final_layer->register_module("linear", std::make_shared<Linear>(hidden, channels_ * side_out * side_out, true, Init::zero()));
   final_modulation_ = final_layer->register_module("adaLN_modulation", std::make_shared<Module>())
                           ->register_module("1", std::make_shared<Linear>(hidden, 2 * hidden, true, Init::zero()));
 }
@@ -93,7 +105,7 @@ Output DiffusionTransformer::forward(const Tensor& x, const Tensor& t, const Ten
   const auto m = final_modulation_->forward(torch::silu(c)).chunk(2, 1);
   const Tensor last = to_compute(modulate(final_norm_->forward(out.value), m[0], m[1]), context);
   const Tensor G = at_least_float(final_linear_->forward(last));
-  out.value = tokens_ ? G : unpatchify(G, layout_.grid, config_.patch_size, channels_);
+  out.value = tokens_ ? G : unpatchify(G, layout_.grid, config_.patch_size, channels_, config_.patch_overlap);
   return out;
 }
 

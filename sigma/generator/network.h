@@ -4,8 +4,11 @@
 //   G = unpatchify(Linear(LN(trunk(tokens, c)) (1 + scale) + shift)),  (shift, scale) = Linear(silu(c))
 //   time embedding: Linear(silu(Linear([cos(v f) | sin(v f)]))), v = time_scale t, f_i = exp(-ln(10000) i/128), i < 128, float64
 //
+// With patch_overlap o, a token's output patch is p + 2 o wide and overlapping patches add up: no seams between large patches.
+//
 // Input [B,C,H,W] (patches of p x p) or [B,L,C] (latent tokens); output of the same shape, float32. The last linear and all
-// adaLN linears start at zero: G = 0 at step 0. Conditioning stays in float32. Parameter names are DiT's, with `trunk.` before
+// adaLN linears start at zero: G = 0 at step 0. The time MLPs and the label table start at N(0, 0.02^2) (`dit`), or so that labels
+// and times have unit scale (`unit`: labels N(0,1), MLPs N(0, 2/fan_in)), which short trainings need. Conditioning stays in float32. Parameter names are DiT's, with `trunk.` before
 // `blocks`.
 #pragma once
 
@@ -39,8 +42,10 @@ class Network : public Module {
 struct NetworkConfig {
   int64_t num_classes = 0;
   int64_t patch_size = 2;
+  int64_t patch_overlap = 0;
   std::string second_time = "s";  // s | delta | none
   double time_scale = 1000;
+  std::string embedding_init = "dit";  // dit | unit
   TrunkConfig trunk;
   void visit(ConfigVisitor& v);
 };

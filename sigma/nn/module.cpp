@@ -48,15 +48,17 @@ torch::Tensor Module::parameter(const std::string& name, torch::IntArrayRef shap
 
 void initialize(torch::nn::Module& root, uint64_t seed) {
   const torch::NoGradGuard no_grad;
-  for (const auto& item : root.named_modules()) {
-    const auto* module = dynamic_cast<const Module*>(item.value().get());
-    for (const auto& parameter : item.value()->named_parameters(/*recurse=*/false)) {
-      const std::string name = item.key().empty() ? parameter.key() : item.key() + "." + parameter.key();
-      SIGMA_CHECK(kFailure, module && module->init_rules().contains(parameter.key()),
+  const auto visit = [seed](const torch::nn::Module& module, const std::string& prefix) {
+    const auto* own = dynamic_cast<const Module*>(&module);
+    for (const auto& parameter : module.named_parameters(/*recurse=*/false)) {
+      const std::string name = prefix + parameter.key();
+      SIGMA_CHECK(kFailure, own && own->init_rules().contains(parameter.key()),
                   "initialize: no rule for parameter {}", name);
-      fill(parameter.value(), module->init_rules().at(parameter.key()), seed, name);
+      fill(parameter.value(), own->init_rules().at(parameter.key()), seed, name);
     }
-  }
+  };
+  visit(root, "");
+  for (const auto& item : root.named_modules("", /*include_self=*/false)) visit(*item.value(), item.key() + ".");
 }
 
 }  // namespace sigma

@@ -253,8 +253,8 @@ class Trainer {
   std::string progress_line(const TrainResult& at, double seconds, int64_t done) const {
     const double rate = static_cast<double>(done * config_.train.batch) / std::max(seconds, 1e-9);
     const double left = static_cast<double>((total_ - at.step) * config_.train.batch) / std::max(rate, 1e-9);
-    return fmt::format("step {}/{}  loss {:.4g}  {:.0f} images/s  {} left", at.step, total_, at.loss, rate,
-                       duration_text(left));
+    const std::string loss = at.loss != 0 ? fmt::format("loss {:.4g}  ", at.loss) : "";
+    return fmt::format("step {}/{}  {}{:.0f} images/s  {} left", at.step, total_, loss, rate, duration_text(left));
   }
 
   RunConfig& config_;

@@ -24,6 +24,7 @@ void ImmConfig::visit(ConfigVisitor& v) {
   v.field("k", k, in(1, 20), "the target looks 2^-k of the noise range back");
   v.field("min_tr_gap", min_tr_gap, in(-1, 0.05), "t - r is at least this; -1 = 1e-4 in 16 bits, else 0");
   v.field("min_ts_gap", min_ts_gap, in(0, 0.1), "t - s is at least this");
+  v.field("time_power", time_power, above(0, 4), "t is drawn as a uniform number to this power; below 1 favours noise");
   v.field("a", a, in(0, 4), "exponent of alpha in the weight: 1 favours one step, 2 many");
   v.field("b", b, in(-20, 20), "shift of the weight's sigmoid");
   v.choice("kernel", kernel, {"laplace", "rbf"}, "kernel of the moment matching");
@@ -59,7 +60,7 @@ Tensor Imm::map_r(const Tensor& t, const Tensor& s, double min_tr_gap) const {
 Imm::Times Imm::times(const Tensor& v1, const Tensor& v2, double min_tr_gap) const {
   const double low = f_.path().t_min();
   const double d = config_.min_ts_gap;
-  const Tensor t = low + d + v1 * (f_.path().t_max() - low - d);
+  const Tensor t = low + d + v1.pow(config_.time_power) * (f_.path().t_max() - low - d);
   const Tensor s = low + v2 * (t - d - low);
   return {.t = t, .r = map_r(t, s, min_tr_gap), .s = s};
 }

@@ -4,7 +4,7 @@
 //   y = f_{s,t}(x_t) with the student's labels;  z = f_{s,r}(x_r) with the current weights under no_grad, labels undropped
 //   loss = mean_g w(t_g) grouped_mmd(y, z, kappa_g),  kappa = kernel_scale / (|c_out(s,t)| D)   (rbf: half of it)
 //   w(t) = (c/2) s_t a_t^(a-1) / ((s_t^2 + e^-b a_t^2) n)   (eq. 13, written so that it is finite at t = 0)
-//   t = t_min + v1 (T - t_min), s = t_min + v2 (t - t_min)
+//   t = t_min + v1^p (T - t_min), s = t_min + v2 (t - t_min), v uniform; p = time_power (1 in the paper; below 1 favours noise)
 //   r = max(s, eta^-1(eta(t) - (eta(T) - eta(t_min))/2^k)), at least min_tr_gap below t
 //
 // The target is the current network, not an average of its past (section 4.1; an EMA target loses in our tests too). D is the
@@ -20,6 +20,7 @@ struct ImmConfig {
   int64_t k = 12;
   double min_tr_gap = -1;    // -1: 1e-4 if the pass computes in 16 bits, else 0
   double min_ts_gap = 1e-6;  // 0 = the published code
+  double time_power = 1;
   double a = 1;
   double b = 4;
   std::string kernel = "laplace";  // laplace | rbf
