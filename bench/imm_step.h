@@ -118,10 +118,10 @@ inline double python_seconds(const std::string& python, const ImmStepCase& c, co
   const auto& n = c.generator.network;
   const std::string command = fmt::format(
       "{} {}/bench/imm_step.py --mode {} --device {} --dtype {} --batch {} --shape {} --patch {} --hidden {} --depth {} "
-      "--heads {} --classes {} --activation {} --preconditioner {} --warmup {} --steps {} --threads {}",
+      "--heads {} --ratio {} --overlap {} --classes {} --activation {} --preconditioner {} --warmup {} --steps {} --threads {}",
       python, SIGMA_SOURCE_DIR, mode, c.device.is_cuda() ? "cuda" : "cpu", c.dtype == torch::kFloat ? "float32" : "bfloat16",
       c.batch, fmt::join(c.sample_shape, ","), n.patch_size, n.trunk.hidden_size, n.trunk.depth, n.trunk.num_heads,
-      n.num_classes, n.trunk.mlp.activation, c.generator.preconditioner, c.warmup, c.steps, at::get_num_threads());
+      static_cast<int>(n.trunk.mlp_ratio), n.patch_overlap, n.num_classes, n.trunk.mlp.activation, c.generator.preconditioner, c.warmup, c.steps, at::get_num_threads());
   FILE* pipe = popen(command.c_str(), "r");
   SIGMA_CHECK(kFailure, pipe != nullptr, "cannot start {}", python);
   std::array<char, 256> line{};

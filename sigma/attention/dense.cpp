@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "sigma/attention/short_attention.h"
 #include "sigma/base/error.h"
 
 namespace sigma {
@@ -46,7 +47,11 @@ Tensor DenseAttention::forward(const Tensor& x, const TokenLayout& layout, const
   const int64_t B = x.size(0);
   const int64_t N = x.size(1);
   SIGMA_CHECK(kUsage, N == layout.tokens(), "attention: expected {} tokens, got {}", layout.tokens(), N);
-  const auto parts = qkv_->forward(x).view({B, N, 3, num_heads_, -1}).permute({2, 0, 3, 1, 4}).unbind(0);
+  const Tensor qkv = qkv_->forward(x);
+  if (!q_norm_ && !rope && layout.pattern == Pattern::kFull && takes_short_attention(qkv)) {
+    return proj_->forward(short_attention(qkv, num_heads_));
+  }
+  const auto parts = qkv.view({B, N, 3, num_heads_, -1}).permute({2, 0, 3, 1, 4}).unbind(0);
   Tensor q = parts[0];
   Tensor k = parts[1];
   const Tensor v = parts[2];

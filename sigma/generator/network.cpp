@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "sigma/base/error.h"
+#include "sigma/nn/gated_norm.h"
 #include "sigma/trunk/patches.h"
 #include "sigma/trunk/positions.h"
 
@@ -15,6 +16,7 @@ using torch::Tensor;
 
 constexpr int64_t kTimeFrequencies = 128;
 constexpr double kEmbeddingStd = 0.02;
+constexpr double kNormEps = 1e-6;
 
 }  // namespace
 
@@ -71,7 +73,6 @@ DiffusionTransformer::DiffusionTransformer(const NetworkConfig& config, const st
   }
   trunk_ = child<Trunk>("trunk", config_.trunk, layout_.grid, Conditioning::kAdaLnZero);
   auto final_layer = child<Module>("final_layer");
-  final_norm_ = final_layer->register_module("norm_final", std::make_shared<LayerNorm>(hidden, /*affine=*/false));
   final_linear_ = final_layer->register_module("linear", std::make_shared<Linear>(hidden, channels_ * side_out * side_out, true, Init::zero()));
   final_modulation_ = final_layer->register_module("adaLN_modulation", std::make_shared<Module>())
                           ->register_module("1", std::make_shared<Linear>(hidden, 2 * hidden, true, Init::zero()));
@@ -103,7 +104,7 @@ Output DiffusionTransformer::forward(const Tensor& x, const Tensor& t, const Ten
   const Tensor embedded = x_embedder_->forward(to_compute(rows, context));
   Output out = trunk_->forward(embedded, layout_, c, context);
   const auto m = final_modulation_->forward(torch::silu(c)).chunk(2, 1);
-  const Tensor last = to_compute(modulate(final_norm_->forward(out.value), m[0], m[1]), context);
+  const Tensor last = to_compute(gated_norm(out.value, {}, {}, m[0], m[1], kNormEps).y, context);
   const Tensor G = at_least_float(final_linear_->forward(last));
   out.value = tokens_ ? G : unpatchify(G, layout_.grid, config_.patch_size, channels_, config_.patch_overlap);
   return out;

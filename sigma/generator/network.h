@@ -71,7 +71,6 @@ class DiffusionTransformer : public Network {
   std::vector<std::shared_ptr<Linear>> s_embedder_;
   torch::Tensor label_table_;  // [num_classes + 1, hidden]
   std::shared_ptr<Trunk> trunk_;
-  std::shared_ptr<LayerNorm> final_norm_;
   std::shared_ptr<Linear> final_modulation_;
   std::shared_ptr<Linear> final_linear_;
 };

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "sigma/base/error.h"
+#include "sigma/nn/gated_norm.h"
 #include "sigma/trunk/positions.h"
 
 namespace sigma {
@@ -13,6 +14,7 @@ namespace {
 using torch::Tensor;
 
 constexpr double kPositionStd = 0.02;
+constexpr double kNormEps = 1e-6;
 
 std::shared_ptr<Mlp> make_mlp(const TrunkConfig& config, bool chosen_layer) {
   if (config.mlp.kind == "moe" && chosen_layer) {
@@ -24,14 +26,11 @@ std::shared_ptr<Mlp> make_mlp(const TrunkConfig& config, bool chosen_layer) {
 
 }  // namespace
 
-Tensor modulate(const Tensor& normed, const Tensor& shift, const Tensor& scale) {
-  return torch::addcmul(shift.unsqueeze(1), normed, scale.unsqueeze(1) + 1);
-}
-
 Block::Block(int64_t dim, std::shared_ptr<Attention> attention, std::shared_ptr<Mlp> mlp, Conditioning conditioning) {
-  const bool plain = conditioning == Conditioning::kNone;
-  norm1_ = child<LayerNorm>("norm1", dim, /*affine=*/plain);
-  norm2_ = child<LayerNorm>("norm2", dim, /*affine=*/plain);
+  if (conditioning == Conditioning::kNone) {
+    norm1_ = child<LayerNorm>("norm1", dim, /*affine=*/true, kNormEps);
+    norm2_ = child<LayerNorm>("norm2", dim, /*affine=*/true, kNormEps);
+  }
   attn_ = register_module("attn", std::move(attention));
   mlp_ = register_module("mlp", std::move(mlp));
   if (conditioning == Conditioning::kAdaLnZero) {
@@ -52,11 +51,12 @@ Output Block::forward(const Tensor& x, const Tensor& c, const TokenLayout& layou
     return result;
   }
   const auto m = modulation_->forward(c).chunk(6, 1);
-  const Tensor attended = attn_->forward(to_compute(modulate(norm1_->forward(x), m[0], m[1]), context), layout, rope, context);
-  const Tensor h = torch::addcmul(x, attended, m[2].unsqueeze(1));
-  const Output mlp = mlp_->forward(to_compute(modulate(norm2_->forward(h), m[3], m[4]), context), context);
+  const Tensor normed = gated_norm(x, {}, {}, m[0], m[1], kNormEps).y;
+  const Tensor attended = attn_->forward(to_compute(normed, context), layout, rope, context);
+  const GatedNorm second = gated_norm(x, attended, m[2], m[3], m[4], kNormEps);
+  const Output mlp = mlp_->forward(to_compute(second.y, context), context);
   result.absorb(mlp);
-  result.value = torch::addcmul(h, mlp.value, m[5].unsqueeze(1));
+  result.value = torch::addcmul(second.h, mlp.value, m[5].unsqueeze(1));
   return result;
 }
 

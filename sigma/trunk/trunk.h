@@ -22,9 +22,6 @@ namespace sigma {
 
 enum class Conditioning { kNone, kAdaLnZero };
 
-/// norm(x) (1 + scale) + shift; shift, scale [B,C].
-torch::Tensor modulate(const torch::Tensor& normed, const torch::Tensor& shift, const torch::Tensor& scale);
-
 class Block : public Module {
  public:
   Block(int64_t dim, std::shared_ptr<Attention> attention, std::shared_ptr<Mlp> mlp, Conditioning conditioning);
