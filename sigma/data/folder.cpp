@@ -58,6 +58,11 @@ std::string listed(const std::vector<BadSample>& bad) {
   return text;
 }
 
+// Without the name that a message of decode_image begins with: it is listed beside the reason.
+std::string reason_of(const std::string& message, const std::string& id) {
+  return message.starts_with(id + ": ") ? message.substr(id.size() + 2) : message;
+}
+
 // The samples as far as they have been decoded; a message instead where a file is bad.
 struct Decoded {
   torch::Tensor kept;  // [n,C,Y,X], or undefined if too large for the memory
@@ -127,7 +132,7 @@ FolderScan scan_folder(const DataConfig& config, int64_t memory) {
   std::vector<int64_t> indices;
   for (size_t i = 0; i < list.entries.size(); ++i) {
     if (decoded.errors[i]) {
-      scan.bad.push_back({list.entries[i].id, *decoded.errors[i]});
+      scan.bad.push_back({list.entries[i].id, reason_of(*decoded.errors[i], list.entries[i].id)});
     } else {
       good.push_back(std::move(list.entries[i]));
       indices.push_back(static_cast<int64_t>(i));

@@ -143,6 +143,7 @@ TEST(Check, DuplicatesBadFilesAndMoments) {
   EXPECT_EQ(json["bad"][0]["id"], "train/b/4.png");
   expect_contains(report.to_text(), "1 within the split, 1 across splits");
   expect_contains(report.to_text(), "train/b/4.png: ");
+  EXPECT_EQ(report.bad[0].reason.find("train/b/4.png"), std::string::npos) << report.bad[0].reason;
 }
 
 TEST(Check, AnUnusableFolderIsListed) {
