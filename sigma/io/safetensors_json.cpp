@@ -1,6 +1,7 @@
 #include "sigma/io/safetensors_json.h"
 
 #include <set>
+#include <utility>
 
 #include "sigma/base/error.h"
 
@@ -16,16 +17,16 @@ class HeaderParser {
   SafetensorsHeader parse() {
     SafetensorsHeader header;
     std::set<std::string> names;
-    members(names, [&](const std::string& name) {
+    members([&](const std::string& name) {
+      once(names.insert(name).second, name);
+      where_ = &name;
       if (name == kMetadataKey) {
-        where_ = kMetadataKey;
         parse_metadata(header.metadata);
       } else {
-        where_ = "tensor " + in_quotes(name);
         header.entries.push_back(parse_entry(name));
         if (header.entries.size() > kMaxTensors) error("more than 2^20 tensors");
       }
-      where_.clear();
+      where_ = nullptr;
     });
     skip_space();
     if (at_ != text_.size()) error("trailing bytes after the object");
@@ -34,8 +35,14 @@ class HeaderParser {
 
  private:
   [[noreturn]] void error(const std::string& what) const {
-    fail(ErrorKind::kData, "InvalidHeaderDeserialization: {}{}{} (byte {} of the header)", where_,
-         where_.empty() ? "" : ": ", what, at_);
+    std::string where;
+    if (where_ != nullptr)
+      where = (*where_ == kMetadataKey ? "" : "tensor ") + in_quotes(*where_) + ": ";
+    fail(ErrorKind::kData, "InvalidHeaderDeserialization: {}{} (byte {} of the header)", where,
+         what, at_);
+  }
+  void once(bool fresh, const std::string& key) const {
+    if (!fresh) error("duplicate key " + in_quotes(key));
   }
   char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
   void skip_space() {
@@ -58,12 +65,11 @@ class HeaderParser {
   }
 
   template <typename Member>
-  void members(std::set<std::string>& seen, Member member) {
+  void members(Member member) {
     expect('{');
     if (take('}')) return;
     do {
       const std::string key = parse_string();
-      if (!seen.insert(key).second) error("duplicate key " + in_quotes(key));
       expect(':');
       member(key);
     } while (take(','));
@@ -71,8 +77,8 @@ class HeaderParser {
   }
 
   void parse_metadata(std::map<std::string, std::string>& metadata) {
-    std::set<std::string> seen;
-    members(seen, [&](const std::string& key) { metadata[key] = parse_string(); });
+    members(
+        [&](const std::string& key) { once(metadata.emplace(key, parse_string()).second, key); });
   }
 
   SafetensorsEntry parse_entry(const std::string& name) {
@@ -81,8 +87,11 @@ class HeaderParser {
     if (name.find('\0') != std::string::npos) error("the name contains NUL");
     SafetensorsEntry entry;
     entry.name = name;
-    std::set<std::string> seen;
-    members(seen, [&](const std::string& key) {
+    constexpr std::string_view kKeys[] = {"dtype", "shape", "data_offsets"};
+    bool seen[3] = {};
+    members([&](const std::string& key) {
+      for (size_t i = 0; i < 3; ++i)
+        if (key == kKeys[i]) once(!std::exchange(seen[i], true), key);
       if (key == "dtype") {
         entry.dtype = parse_string();
         if (dtype_bits(entry.dtype) == 0) error("unknown dtype " + in_quotes(entry.dtype));
@@ -97,8 +106,8 @@ class HeaderParser {
         error("unknown key " + in_quotes(key));
       }
     });
-    for (const char* key : {"dtype", "shape", "data_offsets"})
-      if (!seen.contains(key)) error(fmt::format("missing key \"{}\"", key));
+    for (size_t i = 0; i < 3; ++i)
+      if (!seen[i]) error(fmt::format("missing key \"{}\"", kKeys[i]));
     return entry;
   }
 
@@ -186,7 +195,7 @@ class HeaderParser {
 
   std::string_view text_;
   size_t at_ = 0;
-  std::string where_;
+  const std::string* where_ = nullptr;  // the member that is being read
 };
 
 }  // namespace

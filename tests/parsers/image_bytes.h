@@ -1,0 +1,103 @@
+// Small images for the tests: PNG files built chunk by chunk, and JPEG files as bytes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace sigma {
+
+inline std::string from_hex(const std::string& hex) {
+  std::string bytes;
+  for (size_t i = 0; i + 1 < hex.size(); i += 2)
+    bytes += static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16));
+  return bytes;
+}
+
+inline std::string big_endian_u32(uint32_t value) {
+  std::string bytes;
+  for (int shift = 24; shift >= 0; shift -= 8) bytes += static_cast<char>(value >> shift);
+  return bytes;
+}
+
+inline uint32_t crc_of(const std::string& bytes) {
+  uint32_t crc = 0xFFFFFFFF;
+  for (const char c : bytes) {
+    crc ^= static_cast<uint8_t>(c);
+    for (int i = 0; i < 8; ++i) crc = crc >> 1 ^ (crc & 1 ? 0xEDB88320 : 0);
+  }
+  return ~crc;
+}
+
+inline std::string png_chunk(const std::string& type, const std::string& data) {
+  return big_endian_u32(static_cast<uint32_t>(data.size())) + type + data +
+         big_endian_u32(crc_of(type + data));
+}
+
+inline const std::string kPngStart("\x89PNG\r\n\x1a\n", 8);
+
+inline std::string png_header(uint32_t width, uint32_t height, int depth, int color,
+                              bool interlaced = false) {
+  std::string data = big_endian_u32(width) + big_endian_u32(height);
+  for (const int byte : {depth, color, 0, 0, interlaced ? 1 : 0}) data += static_cast<char>(byte);
+  return png_chunk("IHDR", data);
+}
+
+/// IDAT of one stored (not compressed) deflate block; `rows` has the filter byte before each row.
+inline std::string png_data(const std::string& rows) {
+  uint32_t a = 1, b = 0;
+  for (const char c : rows) {
+    a = (a + static_cast<uint8_t>(c)) % 65521;
+    b = (b + a) % 65521;
+  }
+  const auto size = static_cast<uint16_t>(rows.size());
+  std::string data("\x78\x01\x01", 3);
+  for (const int value : {int{size}, 0xFFFF ^ size}) {
+    data += static_cast<char>(value);
+    data += static_cast<char>(value >> 8);
+  }
+  return png_chunk("IDAT", data + rows + big_endian_u32(b << 16 | a));
+}
+
+inline const std::string kPngEnd = png_chunk("IEND", "");
+
+inline const char* const kJpegRgb =
+    "ffd8ffe000104a46494600010100000100010000ffdb0043000302020302020303030304030304050805"
+    "050404050a070706080c0a0c0c0b0a0b0b0d0e12100d0e110e0b0b1016101113141515150c0f17181614"
+    "1812141514ffdb00430103040405040509050509140d0b0d141414141414141414141414141414141414"
+    "1414141414141414141414141414141414141414141414141414141414141414ffc00011080008000803"
+    "012200021101031101ffc4001500010100000000000000000000000000000004ffc40014100100000000"
+    "000000000000000000000000ffc4001501010100000000000000000000000000000708ffc40014110100"
+    "000000000000000000000000000000ffda000c03010002110311003f0090007a907fffd9";
+inline const char* const kJpegGrey =
+    "ffd8ffe000104a46494600010100000100010000ffdb0043000302020302020303030304030304050805"
+    "050404050a070706080c0a0c0c0b0a0b0b0d0e12100d0e110e0b0b1016101113141515150c0f17181614"
+    "1812141514ffc0000b080008000801011100ffc40014000100000000000000000000000000000008ffc4"
+    "0014100100000000000000000000000000000000ffda0008010100003f00603fffd9";
+inline const char* const kJpegProgressive =
+    "ffd8ffe000104a46494600010100000100010000ffdb0043000302020302020303030304030304050805"
+    "050404050a070706080c0a0c0c0b0a0b0b0d0e12100d0e110e0b0b1016101113141515150c0f17181614"
+    "1812141514ffdb00430103040405040509050509140d0b0d141414141414141414141414141414141414"
+    "1414141414141414141414141414141414141414141414141414141414141414ffc20011080010001003"
+    "012200021101031101ffc400160001010100000000000000000000000000050306ffc400140101000000"
+    "00000000000000000000000003ffda000c030100021003100000010b6932107fffc4001b100101000105"
+    "00000000000000000000000502000103040613ffda00080101000105021fad7ae7224a065f5f5224d066"
+    "76ff00ffc4001f11000201020700000000000000000000000102030071111221223151a1ffda00080103"
+    "01013f01581630b9f731e14798dfa1adabffc40020110001030207000000000000000000000001020341"
+    "001104123142516171ffda0008010201013f015e20b97525595b1bb9f23ab9d604d7ffc4002310000102"
+    "0503050000000000000000000002010300040521221434f041425153d1ffda0008010100063f024c6135"
+    "2e213be96ee5d3ec0d3e4f766391276a739e0e7aa0ed933375c58fffc4001e1001000202010500000000"
+    "000000000000011121003141617191a1e1ffda0008010100013f21f8bc0ce3633f67141bc32f69c4b715"
+    "63d6a9adce1c5c4ca9dcbedf2e7fffda000c030100020003000000107fffc40017110101010100000000"
+    "000000000000000001112161ffda0008010301013f104e2ebe894cde248d5a2fffc40017110101010100"
+    "000000000000000000000001113121ffda0008010201013f100c664545566ec5c0d72117ffc4001a1001"
+    "01010101010100000000000000000001112100314151ffda0008010100013f10fd3d9cc29481b2a8cfa5"
+    "14b2ce0413d795015582d543df2ac448b64d5aaa903d00d4efffd9";
+inline const char* const kJpegCmyk =
+    "ffd8ffee000e41646f626500640000000000ffdb00430003020203020203030303040303040508050504"
+    "04050a070706080c0a0c0c0b0a0b0b0d0e12100d0e110e0b0b1016101113141515150c0f171816141812"
+    "141514ffc000140800080008044311004d11005911004b1100ffc4001600010101000000000000000000"
+    "00000000080709ffc40014100100000000000000000000000000000000ffda000e0443004d0059004b00"
+    "003f006026817b54dfffd9";
+
+}  // namespace sigma
