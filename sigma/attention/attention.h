@@ -1,4 +1,5 @@
-// The kinds of attention, chosen by configuration.
+// The kinds of attention, chosen by configuration. There is one: dense (sigma/attention/dense.h).
+// `layers` selects the blocks that use the kind; the others are dense.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,4 @@
-// SHA-256 of bytes, by OpenSSL. Torch-free.
+// SHA-256 (FIPS 180-4) of bytes, by OpenSSL. Torch-free.
 #pragma once
 
 #include <array>

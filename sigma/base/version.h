@@ -1,4 +1,4 @@
-// The version and commit of this build.
+// The version and commit of this build, written into runs, checkpoints and images.
 #pragma once
 
 namespace sigma {

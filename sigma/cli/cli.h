@@ -1,4 +1,5 @@
-// The program's subcommands. Each is one C++ function from plain options to a JSON result; text for people goes through Console.
+// The program's subcommands: each is one C++ function from plain options to a result, as JSON for
+// programs and as text for people. Errors are exceptions (sigma/base/error.h).
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// Latents of a data set, encoded once and kept in a safetensors file.
+// Latents of a data set, encoded once and kept in a safetensors file: L tokens of Z channels an
+// image, of unit variance (see LatentNorm in sigma/tokenizer/tokenizer.h).
 #pragma once
 
 #include <filesystem>

@@ -1,4 +1,5 @@
-// PNG and JPEG images as bytes, grids of them, and the provenance chunk. Torch-free.
+// PNG and JPEG images as bytes, grids of them, and the provenance chunk. Torch-free. Everything is
+// 8 bits a channel, grey or RGB. Not supported: CMYK, animation, keeping 16 bits or alpha.
 #pragma once
 
 #include <cstdint>

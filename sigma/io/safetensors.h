@@ -1,4 +1,5 @@
-// Safetensors files: a strict reader and a deterministic writer of torch tensors.
+// Safetensors files: a strict reader and a deterministic writer of torch tensors. The header's
+// layout and rules are in safetensors_header.h. Not supported: dtypes that torch lacks (F4, F6).
 #pragma once
 
 #include <torch/types.h>

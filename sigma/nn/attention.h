@@ -1,4 +1,5 @@
-// The attention slot of a block.
+// The attention slot of a block: what every kind of attention looks like from outside. A kind
+// refuses, by name, the layouts that it cannot do.
 #pragma once
 
 #include "sigma/base/context.h"

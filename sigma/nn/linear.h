@@ -1,4 +1,5 @@
-// Linear maps and norms.
+// Linear maps and norms: layer norm (arXiv 1607.06450), RMS norm (arXiv 1910.07467). Weights are
+// float32; norms are computed in at least float32. Initial weights: sigma/nn/module.h.
 #pragma once
 
 #include "sigma/base/context.h"

@@ -1,4 +1,5 @@
-// The mlp slot of a block, and its dense kind.
+// The mlp slot of a block, and its dense kind. A mixture of experts (sigma/moe/layer.h) looks the
+// same from outside.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,5 @@
-// What Mlp, Block, Trunk, networks and objectives return beside a value.
+// What Mlp, Block, Trunk, networks and objectives return: a value, and losses and statistics by
+// name. The trainer adds the losses up and logs the means of the statistics.
 #pragma once
 
 #include <torch/types.h>

@@ -1,4 +1,5 @@
-// Whether loss and gradient of a step were finite, without making a GPU wait.
+// Whether loss and gradient of a step were finite, without making a GPU wait: the flag that guards
+// the update stays on the device, the host reads a pinned copy of the two values a step later.
 #pragma once
 
 #include <torch/torch.h>

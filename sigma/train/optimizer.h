@@ -1,4 +1,4 @@
-// AdamW on torch's fused kernel, and the course of the learning rate.
+// AdamW (Loshchilov and Hutter, arXiv 1711.05101) on torch's fused kernel, and the learning rate.
 //
 //   m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr (wd p + (m/(1-b1^t)) / (sqrt(v/(1-b2^t)) + eps))
 #pragma once

@@ -1,6 +1,10 @@
 // The run directory: everything a run is, readable with common tools.
 //
-//   config.toml (resolved)  run.json  log.jsonl  checkpoints/  samples/  tokenizer/ (latent generators)  lock
+//   config.toml   the resolved configuration     run.json    id, version, hashes, command line
+//   log.jsonl     one JSON object a line         lock        held while training
+//   checkpoints/  see sigma/io/checkpoint.h      tokenizer/  weights and config, if on latents
+//
+// Repeating a training command resumes its run. Not supported: two processes on one run.
 #pragma once
 
 #include <filesystem>

@@ -1,4 +1,4 @@
-// What the signal handlers of trainer.h saw.
+// What the signal handlers of trainer.h saw: flags that the training loop reads between steps.
 #pragma once
 
 namespace sigma {

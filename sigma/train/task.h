@@ -1,4 +1,5 @@
-// What the trainer knows of a model: losses of a batch, and parameters by name.
+// What the trainer knows of a model: losses of a batch, and parameters by name. Three tasks:
+// generator, tokenizer, classifier (sigma/train/tasks.cpp).
 #pragma once
 
 #include <memory>

@@ -1,4 +1,7 @@
 // The training loop: data, losses, optimizer, average, checkpoints, log, signals.
+//
+// A step takes train.batch images in micro-batches; the run ends after ceil(images / batch) steps.
+// Not supported: more than one GPU, activation checkpointing, skipping a non-finite step.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// Images to patch rows and back.
+// Images [B,C,H,W] to rows of patches [B,N,C p p] and back, the grid in raster order. Not
+// supported: patches that are not square, sides that the patch does not divide, frames.
 #pragma once
 
 #include <torch/types.h>

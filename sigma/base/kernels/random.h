@@ -1,4 +1,5 @@
-// Device side of base/random.h. Torch-free.
+// Device side of sigma/base/random.h: one thread a block of Philox, the same bits as on the host.
+// Torch-free.
 #pragma once
 
 #include <cstdint>

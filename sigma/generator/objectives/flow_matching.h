@@ -3,6 +3,8 @@
 //
 //   loss = mean |G(c_in x_t, t, t) - target(x, eps, t)|^2;  t uniform in (t_min, t_max) or logit-normal
 //   jump = one Euler (DDIM) step with G at (x_t, t)
+//
+// Costs one forward and one backward. Not supported: weighted losses, learned variance.
 #pragma once
 
 #include "sigma/generator/objective.h"
