@@ -46,7 +46,8 @@ Tensor DenseAttention::forward(const Tensor& x, const TokenLayout& layout, const
   const int64_t B = x.size(0);
   const int64_t N = x.size(1);
   SIGMA_CHECK(kUsage, N == layout.tokens(), "attention: expected {} tokens, got {}", layout.tokens(), N);
-  const auto parts = qkv_->forward(x).view({B, N, 3, num_heads_, -1}).permute({2, 0, 3, 1, 4}).unbind(0);
+  const int64_t head_dim = proj_->in_features() / num_heads_;  // not -1: the batch may be empty
+  const auto parts = qkv_->forward(x).view({B, N, 3, num_heads_, head_dim}).permute({2, 0, 3, 1, 4}).unbind(0);
   Tensor q = parts[0];
   Tensor k = parts[1];
   const Tensor v = parts[2];
@@ -70,7 +71,7 @@ Tensor DenseAttention::forward(const Tensor& x, const TokenLayout& layout, const
   } else {
     out = dense_attention(q, k, v, layout.pattern == Pattern::kCausal);
   }
-  return proj_->forward(out.transpose(1, 2).reshape({B, N, -1}));
+  return proj_->forward(out.transpose(1, 2).reshape({B, N, proj_->in_features()}));
 }
 
 double DenseAttention::flops(const TokenLayout& layout) const {
