@@ -17,6 +17,8 @@ GroupedMmd grouped_mmd(const Tensor& y, const Tensor& z, const Tensor& kappa, co
                        double distance_floor) {
   SIGMA_CHECK(kUsage, y.dim() == 3 && y.sizes() == z.sizes() && y.numel() > 0,
               "grouped_mmd: expected y and z of one shape [G,M,D], not empty");
+  SIGMA_CHECK(kUsage, kappa.dim() == 1 && kappa.size(0) == y.size(0),
+              "grouped_mmd: expected a kappa for each of {} groups", y.size(0));
   SIGMA_CHECK(kUsage, y.size(1) <= kMaxGroup, "grouped_mmd: expected M of at most {}, got {}", kMaxGroup, y.size(1));
   SIGMA_CHECK(kUsage, kernel == "laplace" || kernel == "rbf", "grouped_mmd: expected laplace or rbf, got {}", kernel);
   const Tensor rate = kappa.to(torch::kDouble).view({-1, 1, 1});
