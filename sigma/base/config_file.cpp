@@ -1,6 +1,8 @@
 // The text side of base/config.h: TOML in and out, extends, --set, the environment.
 #include <toml++/toml.h>
 
+#include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <fstream>
 #include <sstream>
@@ -41,6 +43,13 @@ std::string number_text(double value) {
 
 std::string quote(const std::string& text) { return nlohmann::json(text).dump(); }
 
+std::string key_text(const std::string& key) {
+  const bool bare = !key.empty() && std::all_of(key.begin(), key.end(), [](unsigned char c) {
+    return std::isalnum(c) || c == '_' || c == '-';
+  });
+  return bare ? key : quote(key);
+}
+
 std::string value_text(const Json& value) {
   if (value.is_number_float()) return number_text(value.get<double>());
   if (value.is_array()) {
@@ -54,10 +63,11 @@ std::string value_text(const Json& value) {
 void write_table(const Json& table, const std::string& path, std::string& out) {
   if (!path.empty()) out += fmt::format("\n[{}]\n", path);
   for (const auto& [key, value] : table.items()) {
-    if (!value.is_object()) out += fmt::format("{} = {}\n", key, value_text(value));
+    if (!value.is_object()) out += fmt::format("{} = {}\n", key_text(key), value_text(value));
   }
   for (const auto& [key, value] : table.items()) {
-    if (value.is_object()) write_table(value, path.empty() ? key : path + "." + key, out);
+    if (value.is_object())
+      write_table(value, path.empty() ? key_text(key) : path + "." + key_text(key), out);
   }
 }
 
