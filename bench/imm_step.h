@@ -1,6 +1,8 @@
-// One training step of inductive moment matching: ours against the same network and loss in PyTorch (bench/imm_step.py).
+// One training step of inductive moment matching: ours against the same network and loss in PyTorch
+// (bench/imm_step.py).
 //
-// Both sides: draw noise and times, two forwards, one backward, fused AdamW, average of the weights; labels; synthetic data.
+// Both sides: draw noise and times, two forwards, one backward, fused AdamW, average of the
+// weights; labels; synthetic data.
 #pragma once
 
 #include <torch/cuda.h>
@@ -36,7 +38,7 @@ struct ImmStepCase {
 struct Timing {
   double seconds_per_step = 0;  // median
   double samples_per_second = 0;
-  double flops = 0;             // of one step
+  double flops = 0;  // of one step
 };
 
 class ImmStep {
@@ -53,7 +55,8 @@ class ImmStep {
       if (item.value().abs().sum().item<double>() == 0) item.value().fill_(0.01);
     }
     NamedTensors parameters;
-    for (const auto& item : network_.named_parameters()) parameters.emplace_back(item.key(), item.value());
+    for (const auto& item : network_.named_parameters())
+      parameters.emplace_back(item.key(), item.value());
     optimizer_ = std::make_unique<AdamW>(parameters, OptimizerConfig{.lr = 1e-4});
     ema_ = std::make_unique<Ema>(network_, EmaConfig{});
     std::vector<int64_t> shape{setup.batch};
@@ -66,12 +69,17 @@ class ImmStep {
   }
 
   void step() {
-    const Context context{.training = true, .record = false, .dtype = case_.dtype, .rng = {.seed = 0, .step = ++count_}, .samples = samples_};
+    const Context context{.training = true,
+                          .record = false,
+                          .dtype = case_.dtype,
+                          .rng = {.seed = 0, .step = ++count_},
+                          .samples = samples_};
     optimizer_->zero_grad();
     const Draws draws = objective_->draw(data_, case_.generator.network.num_classes, context);
     const Output out = objective_->loss(network_, network_, data_, draws, context);
     out.losses.at("imm").backward();
-    const torch::Tensor found_inf = torch::isfinite(optimizer_->grad_norm()).logical_not().to(torch::kFloat);
+    const torch::Tensor found_inf =
+        torch::isfinite(optimizer_->grad_norm()).logical_not().to(torch::kFloat);
     optimizer_->step(1e-4, found_inf);
     ema_->update(static_cast<int64_t>(count_), found_inf);
   }
@@ -84,7 +92,8 @@ class ImmStep {
       const auto start = std::chrono::steady_clock::now();
       step();
       synchronize();
-      seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      seconds.push_back(
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
     return seconds;
   }
@@ -114,20 +123,26 @@ inline double median(std::vector<double> values) {
 }
 
 /// Runs bench/imm_step.py and returns its median seconds per step.
-inline double python_seconds(const std::string& python, const ImmStepCase& c, const std::string& mode) {
+inline double python_seconds(const std::string& python, const ImmStepCase& c,
+                             const std::string& mode) {
   const auto& n = c.generator.network;
   const std::string command = fmt::format(
-      "{} {}/bench/imm_step.py --mode {} --device {} --dtype {} --batch {} --shape {} --patch {} --hidden {} --depth {} "
-      "--heads {} --ratio {} --overlap {} --classes {} --activation {} --preconditioner {} --warmup {} --steps {} --threads {}",
-      python, SIGMA_SOURCE_DIR, mode, c.device.is_cuda() ? "cuda" : "cpu", c.dtype == torch::kFloat ? "float32" : "bfloat16",
-      c.batch, fmt::join(c.sample_shape, ","), n.patch_size, n.trunk.hidden_size, n.trunk.depth, n.trunk.num_heads,
-      static_cast<int>(n.trunk.mlp_ratio), n.patch_overlap, n.num_classes, n.trunk.mlp.activation, c.generator.preconditioner, c.warmup, c.steps, at::get_num_threads());
+      "{} {}/bench/imm_step.py --mode {} --device {} --dtype {} --batch {} --shape {} --patch {} "
+      "--hidden {} --depth {} "
+      "--heads {} --ratio {} --overlap {} --classes {} --activation {} --preconditioner {} "
+      "--warmup {} --steps {} --threads {}",
+      python, SIGMA_SOURCE_DIR, mode, c.device.is_cuda() ? "cuda" : "cpu",
+      c.dtype == torch::kFloat ? "float32" : "bfloat16", c.batch, fmt::join(c.sample_shape, ","),
+      n.patch_size, n.trunk.hidden_size, n.trunk.depth, n.trunk.num_heads,
+      static_cast<int>(n.trunk.mlp_ratio), n.patch_overlap, n.num_classes, n.trunk.mlp.activation,
+      c.generator.preconditioner, c.warmup, c.steps, at::get_num_threads());
   FILE* pipe = popen(command.c_str(), "r");
   SIGMA_CHECK(kFailure, pipe != nullptr, "cannot start {}", python);
   std::array<char, 256> line{};
   double seconds = 0;
   while (fgets(line.data(), line.size(), pipe)) {
-    if (std::sscanf(line.data(), "median_seconds %lf", &seconds) != 1) std::fputs(line.data(), stderr);
+    if (std::sscanf(line.data(), "median_seconds %lf", &seconds) != 1)
+      std::fputs(line.data(), stderr);
   }
   SIGMA_CHECK(kFailure, pclose(pipe) == 0 && seconds > 0, "the Python side failed: {}", command);
   return seconds;
@@ -146,13 +161,17 @@ inline Arguments parse_arguments(int argc, char** argv) {
     if (word == "--json") out.json = true;
     else if (word == "--check") out.check = true;
     else if (word == "--python" && i + 1 < argc) out.python = argv[++i];
-    else fail(ErrorKind::kUsage, "expected --json, --check or --python PATH (a Python with a full torch), got {}", word);
+    else
+      fail(ErrorKind::kUsage,
+           "expected --json, --check or --python PATH (a Python with a full torch), got {}", word);
   }
   return out;
 }
 
-/// Prints a row a side; returns the ratio of the best of `modes` to ours (above 1: we are faster), 0 without Python.
-inline int compare(const ImmStepCase& setup, const Arguments& arguments, const std::vector<std::string>& modes) {
+/// Prints a row a side; returns the ratio of the best of `modes` to ours (above 1: we are faster),
+/// 0 without Python.
+inline int compare(const ImmStepCase& setup, const Arguments& arguments,
+                   const std::vector<std::string>& modes) {
   ImmStep ours(setup);
   ours.time(setup.warmup);
   std::vector<double> seconds = ours.time(setup.steps);
@@ -162,31 +181,37 @@ inline int compare(const ImmStepCase& setup, const Arguments& arguments, const s
   };
   std::vector<Row> rows = {{"sigma", 0}};
   if (!arguments.python.empty()) {
-    for (const std::string& mode : modes) rows.push_back({"pytorch " + mode, python_seconds(arguments.python, setup, mode)});
+    for (const std::string& mode : modes)
+      rows.push_back({"pytorch " + mode, python_seconds(arguments.python, setup, mode)});
     // Again after the peers: a machine that slows down slows both.
     const std::vector<double> again = ours.time(setup.steps);
     seconds.insert(seconds.end(), again.begin(), again.end());
   }
   rows[0].seconds = median(seconds);
   double eager_ratio = 0;
-  if (!arguments.json) fmt::print("{}\n{:<16} {:>12} {:>12} {:>10} {:>8}\n", setup.name, "side", "ms a step", "samples/s", "TFLOP/s", "ratio");
+  if (!arguments.json)
+    fmt::print("{}\n{:<16} {:>12} {:>12} {:>10} {:>8}\n", setup.name, "side", "ms a step",
+               "samples/s", "TFLOP/s", "ratio");
   for (const Row& row : rows) {
     const double ratio = row.seconds / rows[0].seconds;
     if (row.side == "pytorch eager") eager_ratio = ratio;
     const double rate = static_cast<double>(setup.batch) / row.seconds;
     const double tflops = ours.flops() / row.seconds / 1e12;
     if (arguments.json) {
-      const Json line = {{"bench", setup.name}, {"side", row.side}, {"seconds", row.seconds}, {"samples_per_s", rate},
-                         {"tflops", tflops}, {"ratio_to_sigma", ratio}, {"torch", TORCH_VERSION}};
+      const Json line = {{"bench", setup.name},   {"side", row.side}, {"seconds", row.seconds},
+                         {"samples_per_s", rate}, {"tflops", tflops}, {"ratio_to_sigma", ratio},
+                         {"torch", TORCH_VERSION}};
       fmt::print("{}\n", line.dump());
     } else {
-      fmt::print("{:<16} {:>12.3f} {:>12.1f} {:>10.3f} {:>8.3f}\n", row.side, row.seconds * 1e3, rate, tflops, ratio);
+      fmt::print("{:<16} {:>12.3f} {:>12.1f} {:>10.3f} {:>8.3f}\n", row.side, row.seconds * 1e3,
+                 rate, tflops, ratio);
     }
   }
   if (!arguments.check) return 0;
   SIGMA_CHECK(kUsage, !arguments.python.empty(), "--check needs --python");
   const bool passed = eager_ratio >= 1.0;
-  fmt::print(stderr, "goal: at least as fast as PyTorch eager: {} ({:.3f})\n", passed ? "passed" : "missed", eager_ratio);
+  fmt::print(stderr, "goal: at least as fast as PyTorch eager: {} ({:.3f})\n",
+             passed ? "passed" : "missed", eager_ratio);
   return passed ? 0 : 1;
 }
 

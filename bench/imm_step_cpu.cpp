@@ -6,7 +6,8 @@
 int main(int argc, char** argv) {
   try {
     const auto arguments = sigma::bench::parse_arguments(argc, argv);
-    const sigma::RunConfig config = sigma::load_run_config(SIGMA_SOURCE_DIR "/recipes/fashion/quickstart.toml", {});
+    const sigma::RunConfig config =
+        sigma::load_run_config(SIGMA_SOURCE_DIR "/recipes/fashion/quickstart.toml", {});
     const sigma::bench::ImmStepCase setup{.name = "imm step, quickstart network, CPU float32",
                                           .generator = config.generator,
                                           .sample_shape = {1, 28, 28},

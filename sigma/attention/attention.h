@@ -17,6 +17,7 @@ struct AttentionConfig {
   void visit(ConfigVisitor& v);
 };
 
-std::shared_ptr<Attention> make_attention(const AttentionConfig& config, int64_t dim, int64_t num_heads);
+std::shared_ptr<Attention> make_attention(const AttentionConfig& config, int64_t dim,
+                                          int64_t num_heads);
 
 }  // namespace sigma

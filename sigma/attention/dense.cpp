@@ -21,7 +21,8 @@ Tensor attention_reference(const Tensor& q, const Tensor& k, const Tensor& v, bo
   const double scale = 1 / std::sqrt(static_cast<double>(q.size(-1)));
   Tensor scores = torch::matmul(q, k.transpose(-2, -1)) * scale;
   if (causal) {
-    const Tensor hidden = torch::ones({q.size(-2), k.size(-2)}, q.options().dtype(torch::kBool)).triu(1);
+    const Tensor hidden =
+        torch::ones({q.size(-2), k.size(-2)}, q.options().dtype(torch::kBool)).triu(1);
     scores = scores.masked_fill(hidden, -std::numeric_limits<double>::infinity());
   }
   const auto wide = q.scalar_type() == torch::kDouble ? torch::kDouble : torch::kFloat;
@@ -34,24 +35,29 @@ Tensor dense_attention(const Tensor& q, const Tensor& k, const Tensor& v, bool c
 }
 
 DenseAttention::DenseAttention(int64_t dim, int64_t num_heads, bool qk_norm)
-    : num_heads_(num_heads), qkv_(child<Linear>("qkv", dim, 3 * dim)), proj_(child<Linear>("proj", dim, dim)) {
-  SIGMA_CHECK(kUsage, num_heads >= 1 && dim % num_heads == 0, "num_heads: expected a divisor of hidden_size = {}, got {}",
-              dim, num_heads);
+    : num_heads_(num_heads),
+      qkv_(child<Linear>("qkv", dim, 3 * dim)),
+      proj_(child<Linear>("proj", dim, dim)) {
+  SIGMA_CHECK(kUsage, num_heads >= 1 && dim % num_heads == 0,
+              "num_heads: expected a divisor of hidden_size = {}, got {}", dim, num_heads);
   if (qk_norm) {
     q_norm_ = child<RmsNorm>("q_norm", dim / num_heads);
     k_norm_ = child<RmsNorm>("k_norm", dim / num_heads);
   }
 }
 
-Tensor DenseAttention::forward(const Tensor& x, const TokenLayout& layout, const Rope* rope, const Context&) {
+Tensor DenseAttention::forward(const Tensor& x, const TokenLayout& layout, const Rope* rope,
+                               const Context&) {
   const int64_t B = x.size(0);
   const int64_t N = x.size(1);
-  SIGMA_CHECK(kUsage, N == layout.tokens(), "attention: expected {} tokens, got {}", layout.tokens(), N);
+  SIGMA_CHECK(kUsage, N == layout.tokens(), "attention: expected {} tokens, got {}",
+              layout.tokens(), N);
   const Tensor qkv = qkv_->forward(x);
   if (!q_norm_ && !rope && layout.pattern == Pattern::kFull && takes_short_attention(qkv)) {
     return proj_->forward(short_attention(qkv, num_heads_));
   }
-  const auto parts = qkv.view({B, N, 3, num_heads_, -1}).permute({2, 0, 3, 1, 4}).unbind(0);
+  const int64_t head_dim = proj_->in_features() / num_heads_;  // not -1: the batch may be empty
+  const auto parts = qkv.view({B, N, 3, num_heads_, head_dim}).permute({2, 0, 3, 1, 4}).unbind(0);
   Tensor q = parts[0];
   Tensor k = parts[1];
   const Tensor v = parts[2];
@@ -67,15 +73,17 @@ Tensor DenseAttention::forward(const Tensor& x, const TokenLayout& layout, const
   if (layout.pattern == Pattern::kCausalAfter) {
     // Before and grid tokens see each other; the latents see these and, causally, themselves.
     const int64_t seen = N - layout.after;
-    const Tensor head = dense_attention(q.narrow(2, 0, seen), k.narrow(2, 0, seen), v.narrow(2, 0, seen), false);
+    const Tensor head =
+        dense_attention(q.narrow(2, 0, seen), k.narrow(2, 0, seen), v.narrow(2, 0, seen), false);
     const Tensor order = torch::arange(N, x.options().dtype(torch::kInt64));
     const Tensor allowed = order.unsqueeze(0) <= order.narrow(0, seen, layout.after).unsqueeze(1);
-    const Tensor tail = at::scaled_dot_product_attention(q.narrow(2, seen, layout.after), k, v, allowed);
+    const Tensor tail =
+        at::scaled_dot_product_attention(q.narrow(2, seen, layout.after), k, v, allowed);
     out = torch::cat({head, tail}, 2);
   } else {
     out = dense_attention(q, k, v, layout.pattern == Pattern::kCausal);
   }
-  return proj_->forward(out.transpose(1, 2).reshape({B, N, -1}));
+  return proj_->forward(out.transpose(1, 2).reshape({B, N, proj_->in_features()}));
 }
 
 double DenseAttention::flops(const TokenLayout& layout) const {

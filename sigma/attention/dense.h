@@ -1,7 +1,8 @@
-// Dense attention: softmax(scale q k^T) v over all tokens that the pattern allows ("Attention is all you need", arXiv 1706.03762).
+// Dense attention: softmax(scale q k^T) v over all tokens that the pattern allows ("Attention is
+// all you need", arXiv 1706.03762).
 //
-// Shapes: q, k [B,H,N,D], v [B,H,N,Dv], out [B,H,N,Dv]; scale 1/sqrt(D), applied after the dot. Not supported here: fewer
-// key/value heads than heads, masked keys.
+// Shapes: q, k [B,H,N,D], v [B,H,N,Dv], out [B,H,N,Dv]; scale 1/sqrt(D), applied after the dot. Not
+// supported here: fewer key/value heads than heads, masked keys.
 #pragma once
 
 #include <memory>
@@ -12,14 +13,16 @@
 namespace sigma {
 
 /// The definition. `causal`: token i sees tokens j <= i.
-torch::Tensor attention_reference(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, bool causal);
+torch::Tensor attention_reference(const torch::Tensor& q, const torch::Tensor& k,
+                                  const torch::Tensor& v, bool causal);
 
-/// The same by the fastest path of torch for the device and size (matmul-softmax-matmul for short rows on the CPU, else
-/// scaled_dot_product_attention).
-torch::Tensor dense_attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v, bool causal);
+/// The same by the fastest path of torch for the device and size (matmul-softmax-matmul for short
+/// rows on the CPU, else scaled_dot_product_attention).
+torch::Tensor dense_attention(const torch::Tensor& q, const torch::Tensor& k,
+                              const torch::Tensor& v, bool causal);
 
-/// qkv projection (one matrix, rows q, k, v, each head-major), optional RMS norm of q and k, rotary embedding, attention,
-/// output projection.
+/// qkv projection (one matrix, rows q, k, v, each head-major), optional RMS norm of q and k, rotary
+/// embedding, attention, output projection.
 class DenseAttention : public Attention {
  public:
   DenseAttention(int64_t dim, int64_t num_heads, bool qk_norm);

@@ -39,7 +39,8 @@ class Short : public torch::autograd::Function<Short> {
     const Tensor grad_qkv = torch::empty_like(qkv);
     const kernels::ShortAttention k = arguments(qkv, P, P.size(1));
     at::parallel_for(0, qkv.size(0), 1, [&](int64_t first, int64_t last) {
-      kernels::short_attention_backward(k, grad_out.data_ptr<float>(), grad_qkv.data_ptr<float>(), first, last);
+      kernels::short_attention_backward(k, grad_out.data_ptr<float>(), grad_qkv.data_ptr<float>(),
+                                        first, last);
     });
     return {grad_qkv, Tensor()};
   }
@@ -47,8 +48,12 @@ class Short : public torch::autograd::Function<Short> {
  private:
   static kernels::ShortAttention arguments(const Tensor& qkv, const Tensor& P, int64_t num_heads) {
     const int64_t D = qkv.size(2) / 3 / num_heads;
-    return {.N = qkv.size(1), .H = num_heads, .D = D, .scale = 1 / std::sqrt(static_cast<float>(D)),
-            .qkv = qkv.data_ptr<float>(), .probabilities = P.data_ptr<float>()};
+    return {.N = qkv.size(1),
+            .H = num_heads,
+            .D = D,
+            .scale = 1 / std::sqrt(static_cast<float>(D)),
+            .qkv = qkv.data_ptr<float>(),
+            .probabilities = P.data_ptr<float>()};
   }
 };
 
@@ -58,6 +63,8 @@ bool takes_short_attention(const Tensor& qkv) {
   return qkv.is_cpu() && qkv.scalar_type() == torch::kFloat && qkv.size(1) <= kMaxTokens;
 }
 
-Tensor short_attention(const Tensor& qkv, int64_t num_heads) { return Short::apply(qkv, num_heads); }
+Tensor short_attention(const Tensor& qkv, int64_t num_heads) {
+  return Short::apply(qkv, num_heads);
+}
 
 }  // namespace sigma

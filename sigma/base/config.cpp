@@ -35,10 +35,12 @@ void ConfigVisitor::emit(FieldSpec spec, FieldRef value) {
 void ConfigVisitor::field(const char* name, bool& value, const char* help, Role role) {
   emit({.name = name, .help = help, .bounds = {}, .choices = {}, .role = role}, &value);
 }
-void ConfigVisitor::field(const char* name, int64_t& value, Bounds bounds, const char* help, Role role) {
+void ConfigVisitor::field(const char* name, int64_t& value, Bounds bounds, const char* help,
+                          Role role) {
   emit({.name = name, .help = help, .bounds = bounds, .choices = {}, .role = role}, &value);
 }
-void ConfigVisitor::field(const char* name, double& value, Bounds bounds, const char* help, Role role) {
+void ConfigVisitor::field(const char* name, double& value, Bounds bounds, const char* help,
+                          Role role) {
   emit({.name = name, .help = help, .bounds = bounds, .choices = {}, .role = role}, &value);
 }
 void ConfigVisitor::field(const char* name, std::string& value, const char* help, Role role) {
@@ -47,15 +49,18 @@ void ConfigVisitor::field(const char* name, std::string& value, const char* help
 void ConfigVisitor::field(const char* name, TextOrList& value, const char* help, Role role) {
   emit({.name = name, .help = help, .bounds = {}, .choices = {}, .role = role}, &value);
 }
-void ConfigVisitor::field(const char* name, std::vector<int64_t>& value, Bounds bounds, const char* help, Role role) {
+void ConfigVisitor::field(const char* name, std::vector<int64_t>& value, Bounds bounds,
+                          const char* help, Role role) {
   emit({.name = name, .help = help, .bounds = bounds, .choices = {}, .role = role}, &value);
 }
-void ConfigVisitor::field(const char* name, std::vector<double>& value, Bounds bounds, const char* help, Role role) {
+void ConfigVisitor::field(const char* name, std::vector<double>& value, Bounds bounds,
+                          const char* help, Role role) {
   emit({.name = name, .help = help, .bounds = bounds, .choices = {}, .role = role}, &value);
 }
-void ConfigVisitor::choice(const char* name, std::string& value, std::vector<std::string> choices, const char* help,
-                           Role role) {
-  emit({.name = name, .help = help, .bounds = {}, .choices = std::move(choices), .role = role}, &value);
+void ConfigVisitor::choice(const char* name, std::string& value, std::vector<std::string> choices,
+                           const char* help, Role role) {
+  emit({.name = name, .help = help, .bounds = {}, .choices = std::move(choices), .role = role},
+       &value);
 }
 
 bool ConfigVisitor::enter(const char* name, const char* help, Role role) {
@@ -123,7 +128,8 @@ class Reader : public ConfigVisitor {
   };
 
   void check_table(const Json& value, const std::string& key) const {
-    SIGMA_CHECK(kUsage, value.is_object(), "{}: expected a table, got {} ({})", key, value.dump(), source_);
+    SIGMA_CHECK(kUsage, value.is_object(), "{}: expected a table, got {} ({})", key, value.dump(),
+                source_);
   }
 
   void reject_unknown() const {
@@ -137,13 +143,15 @@ class Reader : public ConfigVisitor {
     }
   }
 
-  [[noreturn]] void wrong_type(const FieldSpec& spec, const Json& value, const char* expected) const {
-    fail(ErrorKind::kUsage, "{}{} = {}: expected {} ({})", path(), spec.name, value.dump(), expected, source_);
+  [[noreturn]] void wrong_type(const FieldSpec& spec, const Json& value,
+                               const char* expected) const {
+    fail(ErrorKind::kUsage, "{}{} = {}: expected {} ({})", path(), spec.name, value.dump(),
+         expected, source_);
   }
 
   void check_bounds(const FieldSpec& spec, double value) const {
-    SIGMA_CHECK(kUsage, spec.bounds.contains(value), "{}{} = {}: must be in {} ({})", path(), spec.name, value,
-                spec.bounds.text(), source_);
+    SIGMA_CHECK(kUsage, spec.bounds.contains(value), "{}{} = {}: must be in {} ({})", path(),
+                spec.name, value, spec.bounds.text(), source_);
   }
 
   void read(const FieldSpec& spec, const Json& value, bool& target) const {
@@ -167,7 +175,9 @@ class Reader : public ConfigVisitor {
   void read(const FieldSpec& spec, const Json& value, std::string& target) const {
     if (!value.is_string()) wrong_type(spec, value, "text in quotes");
     target = value.get<std::string>();
-    if (spec.choices.empty() || std::find(spec.choices.begin(), spec.choices.end(), target) != spec.choices.end()) return;
+    if (spec.choices.empty() ||
+        std::find(spec.choices.begin(), spec.choices.end(), target) != spec.choices.end())
+      return;
     const std::string near = did_you_mean(target, spec.choices);
     throw Error(ErrorKind::kUsage,
                 fmt::format("{}{} = \"{}\": must be one of {} ({})", path(), spec.name, target,
@@ -204,7 +214,9 @@ class Reader : public ConfigVisitor {
 
 class Writer : public ConfigVisitor {
  public:
-  explicit Writer(const Role* filter) : filter_(filter) { frames_.emplace_back("", Json::object()); }
+  explicit Writer(const Role* filter) : filter_(filter) {
+    frames_.emplace_back("", Json::object());
+  }
   Json take() { return std::move(frames_.front().second); }
 
  protected:
@@ -250,10 +262,12 @@ class Lister : public ConfigVisitor {
     info.key = path() + spec.name;
     info.help = spec.help;
     info.role = spec.role;
-    info.bounds = spec.choices.empty() ? spec.bounds.text() : fmt::format("{}", fmt::join(spec.choices, " | "));
+    info.bounds = spec.choices.empty() ? spec.bounds.text()
+                                       : fmt::format("{}", fmt::join(spec.choices, " | "));
     if (!spec.choices.empty()) condition_.clear();
     if (!condition_.empty()) info.condition = fmt::format("kind = {}", condition_);
-    static constexpr const char* kTypes[] = {"true or false", "integer", "number", "text", "text or list", "list", "list"};
+    static constexpr const char* kTypes[] = {"true or false", "integer", "number", "text",
+                                             "text or list",  "list",    "list"};
     info.type = kTypes[value.index()];
     std::visit([&](auto* v) { info.default_value = text(*v); }, value);
     keys.push_back(std::move(info));
@@ -280,7 +294,8 @@ class Lister : public ConfigVisitor {
   std::vector<std::string> conditions_;
 };
 
-void flatten_into(const Json& tree, const std::string& prefix, std::vector<std::pair<std::string, std::string>>& out) {
+void flatten_into(const Json& tree, const std::string& prefix,
+                  std::vector<std::pair<std::string, std::string>>& out) {
   for (const auto& [key, value] : tree.items()) {
     if (value.is_object()) flatten_into(value, prefix + key + ".", out);
     else out.emplace_back(prefix + key, value.dump());
@@ -333,7 +348,8 @@ int64_t parse_count(const std::string& text) {
   SIGMA_CHECK(kUsage, error == std::errc() && unit != kUnits.end(),
               "count: expected a whole number with k, M, G, Ki, Mi or Gi, got \"{}\"", text);
   int64_t product = 0;
-  SIGMA_CHECK(kUsage, !__builtin_mul_overflow(number, unit->second, &product), "count: {} is too large", text);
+  SIGMA_CHECK(kUsage, !__builtin_mul_overflow(number, unit->second, &product),
+              "count: {} is too large", text);
   return product;
 }
 
@@ -347,8 +363,10 @@ std::string did_you_mean(const std::string& word, const std::vector<std::string>
           d[i][j] = i + j;
           continue;
         }
-        d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
-        if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+        d[i][j] =
+            std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
+        if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+          d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
       }
     }
     return d[a.size()][b.size()];

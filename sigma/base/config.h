@@ -1,4 +1,5 @@
-// Configuration: one declaration a struct, from which reading, writing, --set, help and the identity of a run follow.
+// Configuration: one declaration a struct, from which reading, writing, --set, help and the
+// identity of a run follow.
 //
 //   struct EmaConfig {
 //     double decay = 0.995;
@@ -9,16 +10,16 @@
 //     }
 //   };
 //
-// In between, a configuration is a JSON tree: recipes are TOML files parsed into one; --set and the environment are merged into
-// it; read_config() then fills the struct and rejects unknown keys ("did you mean") and values out of bounds. Torch-free.
+// In between, a configuration is a JSON tree: recipes are TOML files parsed into one; --set and the
+// environment are merged into it; read_config() then fills the struct and rejects unknown keys
+// ("did you mean") and values out of bounds. Torch-free.
 #pragma once
-
-#include <nlohmann/json.hpp>
 
 #include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -37,19 +38,20 @@ struct Bounds {
   bool contains(double value) const;
   std::string text() const;  // "[0, 1)"
 };
-Bounds in(double low, double high);         // [low, high]
-Bounds above(double low, double high);      // (low, high]
-Bounds below(double low, double high);      // [low, high)
-Bounds at_least(double low);                // [low, inf)
+Bounds in(double low, double high);     // [low, high]
+Bounds above(double low, double high);  // (low, high]
+Bounds below(double low, double high);  // [low, high)
+Bounds at_least(double low);            // [low, inf)
 
-/// kIdentity keys make a run what it is; kRuntime keys (device, threads, paths, intervals) may change at a resume and
-/// may come from the environment.
+/// kIdentity keys make a run what it is; kRuntime keys (device, threads, paths, intervals) may
+/// change at a resume and may come from the environment.
 enum class Role { kIdentity, kRuntime };
 
 /// Either a word ("all", "odd", "every 4th") or a list of numbers.
 using TextOrList = std::variant<std::string, std::vector<int64_t>>;
 
-using FieldRef = std::variant<bool*, int64_t*, double*, std::string*, TextOrList*, std::vector<int64_t>*, std::vector<double>*>;
+using FieldRef = std::variant<bool*, int64_t*, double*, std::string*, TextOrList*,
+                              std::vector<int64_t>*, std::vector<double>*>;
 
 struct FieldSpec {
   std::string name;
@@ -65,15 +67,19 @@ class ConfigVisitor {
   virtual ~ConfigVisitor() = default;
 
   void field(const char* name, bool& value, const char* help, Role role = Role::kIdentity);
-  void field(const char* name, int64_t& value, Bounds bounds, const char* help, Role role = Role::kIdentity);
-  void field(const char* name, double& value, Bounds bounds, const char* help, Role role = Role::kIdentity);
+  void field(const char* name, int64_t& value, Bounds bounds, const char* help,
+             Role role = Role::kIdentity);
+  void field(const char* name, double& value, Bounds bounds, const char* help,
+             Role role = Role::kIdentity);
   void field(const char* name, std::string& value, const char* help, Role role = Role::kIdentity);
   void field(const char* name, TextOrList& value, const char* help, Role role = Role::kIdentity);
-  void field(const char* name, std::vector<int64_t>& value, Bounds bounds, const char* help, Role role = Role::kIdentity);
-  void field(const char* name, std::vector<double>& value, Bounds bounds, const char* help, Role role = Role::kIdentity);
+  void field(const char* name, std::vector<int64_t>& value, Bounds bounds, const char* help,
+             Role role = Role::kIdentity);
+  void field(const char* name, std::vector<double>& value, Bounds bounds, const char* help,
+             Role role = Role::kIdentity);
   /// One of `choices`.
-  void choice(const char* name, std::string& value, std::vector<std::string> choices, const char* help,
-              Role role = Role::kIdentity);
+  void choice(const char* name, std::string& value, std::vector<std::string> choices,
+              const char* help, Role role = Role::kIdentity);
   /// A table with fields of its own; all of them kRuntime if `role` says so.
   template <typename T>
   void table(const char* name, T& value, const char* help, Role role = Role::kIdentity) {
@@ -81,7 +87,8 @@ class ConfigVisitor {
     value.visit(*this);
     leave();
   }
-  /// Whether the fields that follow exist: true where `value` is `option` (a lister sees the fields of every option).
+  /// Whether the fields that follow exist: true where `value` is `option` (a lister sees the fields
+  /// of every option).
   virtual bool when(const std::string& value, const char* option) { return value == option; }
 
  protected:
@@ -114,8 +121,8 @@ Json write_config(const VisitFn& visit, const Role* role_filter = nullptr);
 std::string config_hash(const VisitFn& visit);
 
 struct KeyInfo {
-  std::string key;        // "train.optimizer.lr"
-  std::string type;       // "number", "integer", "text", ...
+  std::string key;   // "train.optimizer.lr"
+  std::string type;  // "number", "integer", "text", ...
   std::string default_value;
   std::string bounds;     // bounds or choices
   std::string condition;  // "kind = imm", or empty

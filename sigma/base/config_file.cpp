@@ -1,6 +1,8 @@
 // The text side of base/config.h: TOML in and out, extends, --set, the environment.
 #include <toml++/toml.h>
 
+#include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <fstream>
 #include <sstream>
@@ -30,7 +32,8 @@ Json to_json(const toml::node& node, const std::string& source) {
   if (const auto* value = node.as_floating_point()) return value->get();
   if (const auto* value = node.as_boolean()) return value->get();
   const auto& where = node.source().begin;
-  fail(ErrorKind::kUsage, "{}:{}:{}: dates and times are not used here", source, where.line, where.column);
+  fail(ErrorKind::kUsage, "{}:{}:{}: dates and times are not used here", source, where.line,
+       where.column);
 }
 
 std::string number_text(double value) {
@@ -40,6 +43,13 @@ std::string number_text(double value) {
 }
 
 std::string quote(const std::string& text) { return nlohmann::json(text).dump(); }
+
+std::string key_text(const std::string& key) {
+  const bool bare = !key.empty() && std::all_of(key.begin(), key.end(), [](unsigned char c) {
+    return std::isalnum(c) || c == '_' || c == '-';
+  });
+  return bare ? key : quote(key);
+}
 
 std::string value_text(const Json& value) {
   if (value.is_number_float()) return number_text(value.get<double>());
@@ -54,22 +64,26 @@ std::string value_text(const Json& value) {
 void write_table(const Json& table, const std::string& path, std::string& out) {
   if (!path.empty()) out += fmt::format("\n[{}]\n", path);
   for (const auto& [key, value] : table.items()) {
-    if (!value.is_object()) out += fmt::format("{} = {}\n", key, value_text(value));
+    if (!value.is_object()) out += fmt::format("{} = {}\n", key_text(key), value_text(value));
   }
   for (const auto& [key, value] : table.items()) {
-    if (value.is_object()) write_table(value, path.empty() ? key : path + "." + key, out);
+    if (value.is_object())
+      write_table(value, path.empty() ? key_text(key) : path + "." + key_text(key), out);
   }
 }
 
 Json load_recipe_at(const std::filesystem::path& file, int depth) {
-  SIGMA_CHECK(kUsage, depth < kMaxExtends, "extends: more than {} recipes in a row ({})", kMaxExtends, file.string());
+  SIGMA_CHECK(kUsage, depth < kMaxExtends, "extends: more than {} recipes in a row ({})",
+              kMaxExtends, file.string());
   std::ifstream stream(file, std::ios::binary);
-  SIGMA_CHECK(kUsage, stream.good() && !std::filesystem::is_directory(file), "recipe: cannot read {}", file.string());
+  SIGMA_CHECK(kUsage, stream.good() && !std::filesystem::is_directory(file),
+              "recipe: cannot read {}", file.string());
   std::stringstream text;
   text << stream.rdbuf();
   Json tree = parse_toml(text.str(), file.string());
   if (const auto parent = tree.find("extends"); parent != tree.end()) {
-    SIGMA_CHECK(kUsage, parent->is_string(), "extends: expected a file name in quotes ({})", file.string());
+    SIGMA_CHECK(kUsage, parent->is_string(), "extends: expected a file name in quotes ({})",
+                file.string());
     Json base = load_recipe_at(file.parent_path() / parent->get<std::string>(), depth + 1);
     tree.erase("extends");
     merge_config(base, tree);
@@ -85,7 +99,8 @@ Json parse_toml(std::string_view text, const std::string& source) {
     return to_json(toml::parse(text, source), source);
   } catch (const toml::parse_error& error) {
     const auto& where = error.source().begin;
-    fail(ErrorKind::kUsage, "{}:{}:{}: {}", source, where.line, where.column, std::string(error.description()));
+    fail(ErrorKind::kUsage, "{}:{}:{}: {}", source, where.line, where.column,
+         std::string(error.description()));
   }
 }
 
@@ -106,7 +121,8 @@ void merge_config(Json& base, const Json& over) {
     }
     const auto new_kind = value.find("kind");
     const auto old_kind = found->find("kind");
-    const bool changes = new_kind != value.end() && old_kind != found->end() && *new_kind != *old_kind;
+    const bool changes =
+        new_kind != value.end() && old_kind != found->end() && *new_kind != *old_kind;
     if (changes) *found = value;
     else merge_config(*found, value);
   }
@@ -114,7 +130,8 @@ void merge_config(Json& base, const Json& over) {
 
 void set_key(Json& tree, const std::string& assignment) {
   const size_t equals = assignment.find('=');
-  SIGMA_CHECK(kUsage, equals != std::string::npos && equals > 0, "--set {}: expected KEY=VALUE", assignment);
+  SIGMA_CHECK(kUsage, equals != std::string::npos && equals > 0, "--set {}: expected KEY=VALUE",
+              assignment);
   const std::string key = assignment.substr(0, equals);
   const std::string text = assignment.substr(equals + 1);
   Json value = text;
@@ -144,11 +161,15 @@ void merge_environment(Json& tree, const VisitFn& visit, char** environment) {
     std::string name(text.substr(kPrefix.size(), equals - kPrefix.size()));
     if (name.find("__") == std::string::npos) continue;  // SIGMA_ASSETS and the like
     for (char& c : name) c = static_cast<char>(std::tolower(c));
-    for (size_t at = name.find("__"); at != std::string::npos; at = name.find("__", at)) name.replace(at, 2, ".");
-    const auto found = std::find_if(keys.begin(), keys.end(), [&](const KeyInfo& k) { return k.key == name; });
-    SIGMA_CHECK(kUsage, found != keys.end(), "environment: {} names no key ({})", text.substr(0, equals), name);
+    for (size_t at = name.find("__"); at != std::string::npos; at = name.find("__", at))
+      name.replace(at, 2, ".");
+    const auto found =
+        std::find_if(keys.begin(), keys.end(), [&](const KeyInfo& k) { return k.key == name; });
+    SIGMA_CHECK(kUsage, found != keys.end(), "environment: {} names no key ({})",
+                text.substr(0, equals), name);
     SIGMA_CHECK(kUsage, found->role == Role::kRuntime,
-                "environment: {} would change what the recipe means; only keys such as devices, threads, paths and "
+                "environment: {} would change what the recipe means; only keys such as devices, "
+                "threads, paths and "
                 "intervals may come from the environment",
                 text.substr(0, equals));
     set_key(tree, name + "=" + std::string(text.substr(equals + 1)));

@@ -1,4 +1,5 @@
-// What travels with one forward pass, from the trainer (or sampler, or test) to every block. There is no other ambient state.
+// What travels with one forward pass, from the trainer (or sampler, or test) to every block. There
+// is no other ambient state.
 #pragma once
 
 #include <torch/types.h>
@@ -9,13 +10,15 @@ namespace sigma {
 
 struct Context {
   bool training = false;
-  /// Whether this pass may update statistics (balance counters, code usage): false in evaluation, under no_grad targets and in
-  /// recomputation.
+  /// Whether this pass may update statistics (balance counters, code usage): false in evaluation,
+  /// under no_grad targets and in recomputation.
   bool record = false;
-  /// Compute dtype of matrix products and attention. Never lower than the input for a module moved to float64.
+  /// Compute dtype of matrix products and attention. Never lower than the input for a module moved
+  /// to float64.
   torch::ScalarType dtype = torch::kFloat;
   Rng rng;
-  /// Indices [B] in the global batch (sampling: image numbers), int64 on the CPU: the keys of every random draw.
+  /// Indices [B] in the global batch (sampling: image numbers), int64 on the CPU: the keys of every
+  /// random draw.
   torch::Tensor samples;
 };
 

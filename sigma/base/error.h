@@ -1,7 +1,8 @@
 // Errors with a kind, an exit code and, where one helps, a hint.
 //
-// Everything that goes wrong is a sigma::Error thrown by SIGMA_CHECK or fail(); the program maps it to an exit code in one
-// place (cli/main.cpp). A message reads "what: expected E, got A (file, tensor or key)".
+// Everything that goes wrong is a sigma::Error thrown by SIGMA_CHECK or fail(); the program maps it
+// to an exit code in one place (cli/main.cpp). A message reads "what: expected E, got A (file,
+// tensor or key)".
 #pragma once
 
 #include <fmt/format.h>
@@ -49,8 +50,8 @@ template <typename... Args>
 }  // namespace sigma
 
 /// SIGMA_CHECK(kUsage, n > 0, "batch: expected at least 1, got {}", n);
-#define SIGMA_CHECK(kind, condition, ...)                                            \
-  do {                                                                               \
-    if (!(condition)) [[unlikely]]                                                   \
-      ::sigma::fail(::sigma::ErrorKind::kind, __VA_ARGS__);                          \
+#define SIGMA_CHECK(kind, condition, ...)                   \
+  do {                                                      \
+    if (!(condition)) [[unlikely]]                          \
+      ::sigma::fail(::sigma::ErrorKind::kind, __VA_ARGS__); \
   } while (false)

@@ -1,8 +1,10 @@
-// Philox4x32-10 and the two distributions built on it: torch-free, the same bits on the host and on the device.
+// Philox4x32-10 and the two distributions built on it: torch-free, the same bits on the host and on
+// the device.
 //
-// Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Counter {block, stream, lo(sample),
-// hi(sample)}, key {lo(seed), hi(seed)}. Normal draws use Box-Muller in float64 with + - * / sqrt only, each rounded
-// alone: compile with -ffp-contract=off (host) and -fmad=false (device).
+// Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Counter {block,
+// stream, lo(sample), hi(sample)}, key {lo(seed), hi(seed)}. Normal draws use Box-Muller in float64
+// with + - * / sqrt only, each rounded alone: compile with -ffp-contract=off (host) and -fmad=false
+// (device).
 #pragma once
 
 #include <cmath>
@@ -22,7 +24,8 @@ struct PhiloxWords {
 };
 
 /// Block `block` of the numbers of `sample` in `stream` under `seed`.
-SIGMA_HOST_DEVICE PhiloxWords philox(uint64_t seed, uint32_t stream, uint64_t sample, uint32_t block) {
+SIGMA_HOST_DEVICE PhiloxWords philox(uint64_t seed, uint32_t stream, uint64_t sample,
+                                     uint32_t block) {
   uint32_t c0 = block;
   uint32_t c1 = stream;
   uint32_t c2 = static_cast<uint32_t>(sample);
@@ -46,9 +49,12 @@ SIGMA_HOST_DEVICE PhiloxWords philox(uint64_t seed, uint32_t stream, uint64_t sa
 SIGMA_HOST_DEVICE double uniform_double(uint32_t w) { return (w + 0.5) * 0x1p-32; }
 
 /// ((w >> 9) + 1/2) 2^-23: exact, inside (0, 1).
-SIGMA_HOST_DEVICE float uniform_float(uint32_t w) { return (static_cast<float>(w >> 9) + 0.5f) * 0x1p-23f; }
+SIGMA_HOST_DEVICE float uniform_float(uint32_t w) {
+  return (static_cast<float>(w >> 9) + 0.5f) * 0x1p-23f;
+}
 
-/// A whole number below n from the first two words of a block: the high 64 bits of (w0 | w1 << 32) n.
+/// A whole number below n from the first two words of a block: the high 64 bits of (w0 | w1 << 32)
+/// n.
 SIGMA_HOST_DEVICE uint64_t uniform_below(const PhiloxWords& words, uint64_t n) {
   const uint64_t x = words.w[0] | (static_cast<uint64_t>(words.w[1]) << 32);
   const uint64_t x_lo = x & 0xffffffffu;
@@ -83,10 +89,18 @@ SIGMA_HOST_DEVICE void sincos_turn(double u, double* sine, double* cosine) {
   const double q = floor(t + 0.5);
   const double a = (t - q) * 1.57079632679489661923;
   const double b = a * a;
-  constexpr double kSin[8] = {1.0,           -1.0 / 6,         1.0 / 120,         -1.0 / 5040,
-                              1.0 / 362880,  -1.0 / 39916800,  1.0 / 6227020800., -1.0 / 1307674368000.};
-  constexpr double kCos[9] = {1.0,           -1.0 / 2,         1.0 / 24,          -1.0 / 720,           1.0 / 40320,
-                              -1.0 / 3628800, 1.0 / 479001600, -1.0 / 87178291200., 1.0 / 20922789888000.};
+  constexpr double kSin[8] = {
+      1.0,          -1.0 / 6,        1.0 / 120,         -1.0 / 5040,
+      1.0 / 362880, -1.0 / 39916800, 1.0 / 6227020800., -1.0 / 1307674368000.};
+  constexpr double kCos[9] = {1.0,
+                              -1.0 / 2,
+                              1.0 / 24,
+                              -1.0 / 720,
+                              1.0 / 40320,
+                              -1.0 / 3628800,
+                              1.0 / 479001600,
+                              -1.0 / 87178291200.,
+                              1.0 / 20922789888000.};
   double s = kSin[7];
   for (int k = 6; k >= 0; --k) s = s * b + kSin[k];
   s = s * a;

@@ -22,7 +22,8 @@ bool stderr_is_terminal() {
 
 }  // namespace
 
-Progress::Progress(double interval, bool quiet) : interval_(interval), quiet_(quiet), terminal_(stderr_is_terminal()) {}
+Progress::Progress(double interval, bool quiet)
+    : interval_(interval), quiet_(quiet), terminal_(stderr_is_terminal()) {}
 
 Progress::~Progress() { end_line(); }
 

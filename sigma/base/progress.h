@@ -1,4 +1,5 @@
-// Progress for people, on stderr: one line redrawn on a terminal, plain lines now and then elsewhere. Torch-free.
+// Progress for people, on stderr: one line redrawn on a terminal, plain lines now and then
+// elsewhere. Torch-free.
 #pragma once
 
 #include <chrono>
@@ -13,7 +14,8 @@ class Progress {
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
-  /// Shows `line` if enough time has passed (ten redraws a second on a terminal), or always if `force`.
+  /// Shows `line` if enough time has passed (ten redraws a second on a terminal), or always if
+  /// `force`.
   void show(const std::string& line, bool force = false);
   /// Ends a redrawn line, so that other output starts on a new one.
   void end_line();

@@ -24,7 +24,8 @@ enum class Distribution { kNormal, kUniform };
 
 // Elements [begin, end) of one sample into `out`; begin is a multiple of 4.
 template <typename T>
-void fill_range(T* out, int64_t begin, int64_t end, Distribution kind, uint64_t seed, uint32_t stream, uint64_t sample) {
+void fill_range(T* out, int64_t begin, int64_t end, Distribution kind, uint64_t seed,
+                uint32_t stream, uint64_t sample) {
   for (int64_t n = begin; n < end; n += 4) {
     const PhiloxWords words = philox(seed, stream, sample, static_cast<uint32_t>(n / 4));
     T values[4];
@@ -45,27 +46,29 @@ void fill_range(T* out, int64_t begin, int64_t end, Distribution kind, uint64_t 
 }
 
 template <typename T>
-void fill_cpu(T* out, int64_t rows, int64_t width, Distribution kind, uint64_t seed, uint32_t stream,
-              const uint64_t* samples) {
+void fill_cpu(T* out, int64_t rows, int64_t width, Distribution kind, uint64_t seed,
+              uint32_t stream, const uint64_t* samples) {
   // Blocks of four elements, counted over all rows, are shared out among the threads.
   const int64_t blocks = (width + 3) / 4;
   at::parallel_for(0, rows * blocks, kGrain / 4, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t row = begin / blocks;
       const int64_t stop = std::min(end, (row + 1) * blocks);
-      fill_range(out + row * width, (begin - row * blocks) * 4, std::min(width, (stop - row * blocks) * 4), kind, seed,
-                 stream, samples[row]);
+      fill_range(out + row * width, (begin - row * blocks) * 4,
+                 std::min(width, (stop - row * blocks) * 4), kind, seed, stream, samples[row]);
       begin = stop;
     }
   });
 }
 
-void fill(const Tensor& out, Distribution kind, uint64_t seed, uint32_t stream, const std::vector<uint64_t>& samples) {
+void fill(const Tensor& out, Distribution kind, uint64_t seed, uint32_t stream,
+          const std::vector<uint64_t>& samples) {
   const auto rows = static_cast<int64_t>(samples.size());
   if (out.numel() == 0) return;
   SIGMA_CHECK(kFailure, out.is_contiguous(), "random fill: expected a contiguous tensor");
   const int64_t width = out.numel() / rows;
-  SIGMA_CHECK(kFailure, width < kMaxElements, "random fill: expected fewer than 2^34 elements a sample, got {}", width);
+  SIGMA_CHECK(kFailure, width < kMaxElements,
+              "random fill: expected fewer than 2^34 elements a sample, got {}", width);
   if (out.scalar_type() == torch::kBFloat16 || out.scalar_type() == torch::kHalf) {
     Tensor wide = torch::empty(out.sizes(), out.options().dtype(torch::kFloat));
     fill(wide, kind, seed, stream, samples);
@@ -73,15 +76,17 @@ void fill(const Tensor& out, Distribution kind, uint64_t seed, uint32_t stream, 
     return;
   }
   const bool is_double = out.scalar_type() == torch::kDouble;
-  SIGMA_CHECK(kFailure, is_double || out.scalar_type() == torch::kFloat, "random fill: expected a floating dtype, got {}",
-              torch::toString(out.scalar_type()));
+  SIGMA_CHECK(kFailure, is_double || out.scalar_type() == torch::kFloat,
+              "random fill: expected a floating dtype, got {}", torch::toString(out.scalar_type()));
   if (out.is_cuda()) {
     const auto options = torch::TensorOptions().dtype(torch::kInt64);
-    Tensor keys = torch::from_blob(const_cast<uint64_t*>(samples.data()), {rows}, options).to(out.device());
+    Tensor keys =
+        torch::from_blob(const_cast<uint64_t*>(samples.data()), {rows}, options).to(out.device());
 #ifdef SIGMA_CUDA
     const bool launched = kernels::fill_random_cuda(
         out.data_ptr(), is_double, kind == Distribution::kNormal, rows, width, seed, stream,
-        reinterpret_cast<const uint64_t*>(keys.data_ptr<int64_t>()), c10::cuda::getCurrentCUDAStream().stream());
+        reinterpret_cast<const uint64_t*>(keys.data_ptr<int64_t>()),
+        c10::cuda::getCurrentCUDAStream().stream());
     SIGMA_CHECK(kDevice, launched, "random fill: the CUDA launch failed");
 #endif
   } else if (is_double) {
@@ -92,7 +97,8 @@ void fill(const Tensor& out, Distribution kind, uint64_t seed, uint32_t stream, 
 }
 
 std::vector<uint64_t> sample_keys(const Rng& rng, const Tensor& indices) {
-  SIGMA_CHECK(kFailure, indices.dim() == 1 && indices.scalar_type() == torch::kInt64 && indices.is_cpu(),
+  SIGMA_CHECK(kFailure,
+              indices.dim() == 1 && indices.scalar_type() == torch::kInt64 && indices.is_cpu(),
               "random fill: expected int64 indices [B] on the CPU");
   const Tensor flat = indices.contiguous();
   std::vector<uint64_t> keys(static_cast<size_t>(flat.numel()));
@@ -105,22 +111,26 @@ std::vector<uint64_t> sample_keys(const Rng& rng, const Tensor& indices) {
 void fill_rows(const Tensor& out, Distribution kind, const Rng& rng, Purpose purpose, uint32_t site,
                const Tensor& indices) {
   SIGMA_CHECK(kFailure, out.dim() >= 1 && out.size(0) == indices.numel(),
-              "random fill: expected {} rows, one an index, got {}", indices.numel(), out.dim() ? out.size(0) : 0);
+              "random fill: expected {} rows, one an index, got {}", indices.numel(),
+              out.dim() ? out.size(0) : 0);
   fill(out, kind, rng.seed, random_stream(purpose, site), sample_keys(rng, indices));
 }
 
 }  // namespace
 
 uint32_t random_stream(Purpose purpose, uint32_t site) {
-  SIGMA_CHECK(kFailure, site < (1u << 24), "random stream: expected a site below 2^24, got {}", site);
+  SIGMA_CHECK(kFailure, site < (1u << 24), "random stream: expected a site below 2^24, got {}",
+              site);
   return static_cast<uint32_t>(purpose) << 24 | site;
 }
 
-void fill_normal(const Tensor& out, const Rng& rng, Purpose purpose, uint32_t site, const Tensor& indices) {
+void fill_normal(const Tensor& out, const Rng& rng, Purpose purpose, uint32_t site,
+                 const Tensor& indices) {
   fill_rows(out, Distribution::kNormal, rng, purpose, site, indices);
 }
 
-void fill_uniform(const Tensor& out, const Rng& rng, Purpose purpose, uint32_t site, const Tensor& indices) {
+void fill_uniform(const Tensor& out, const Rng& rng, Purpose purpose, uint32_t site,
+                  const Tensor& indices) {
   fill_rows(out, Distribution::kUniform, rng, purpose, site, indices);
 }
 
@@ -135,14 +145,15 @@ Tensor bernoulli(double p, const Rng& rng, Purpose purpose, uint32_t site, const
   return out;
 }
 
-Tensor uniform_int(int64_t n, const Rng& rng, Purpose purpose, uint32_t site, const Tensor& indices) {
+Tensor uniform_int(int64_t n, const Rng& rng, Purpose purpose, uint32_t site,
+                   const Tensor& indices) {
   SIGMA_CHECK(kFailure, n >= 1, "uniform_int: expected n of at least 1, got {}", n);
   const uint32_t stream = random_stream(purpose, site);
   const std::vector<uint64_t> keys = sample_keys(rng, indices);
   Tensor out = torch::empty({static_cast<int64_t>(keys.size())}, torch::kInt64);
   for (size_t i = 0; i < keys.size(); ++i) {
-    out.data_ptr<int64_t>()[i] =
-        static_cast<int64_t>(uniform_below(philox(rng.seed, stream, keys[i], 0), static_cast<uint64_t>(n)));
+    out.data_ptr<int64_t>()[i] = static_cast<int64_t>(
+        uniform_below(philox(rng.seed, stream, keys[i], 0), static_cast<uint64_t>(n)));
   }
   return out;
 }
@@ -156,7 +167,8 @@ void fill_uniform_keyed(const Tensor& out, uint64_t seed, uint32_t stream, uint6
 }
 
 std::vector<int64_t> permutation(uint64_t seed, uint64_t epoch, int64_t n) {
-  SIGMA_CHECK(kFailure, n >= 0 && n < (int64_t{1} << 32), "permutation: expected n below 2^32, got {}", n);
+  SIGMA_CHECK(kFailure, n >= 0 && n < (int64_t{1} << 32),
+              "permutation: expected n below 2^32, got {}", n);
   std::vector<int64_t> p(static_cast<size_t>(n));
   std::iota(p.begin(), p.end(), int64_t{0});
   const uint32_t stream = random_stream(Purpose::kShuffle, 0);

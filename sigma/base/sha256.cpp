@@ -16,7 +16,8 @@ std::string to_hex(const std::array<uint8_t, 32>& digest) {
 }  // namespace
 
 Sha256::Sha256() : context_(EVP_MD_CTX_new()) {
-  SIGMA_CHECK(kFailure, context_ != nullptr && EVP_DigestInit_ex(context_, EVP_sha256(), nullptr) == 1,
+  SIGMA_CHECK(kFailure,
+              context_ != nullptr && EVP_DigestInit_ex(context_, EVP_sha256(), nullptr) == 1,
               "SHA-256: OpenSSL could not start a digest");
 }
 
@@ -28,7 +29,8 @@ void Sha256::update(const void* data, size_t size) {
 
 std::array<uint8_t, 32> Sha256::digest() {
   std::array<uint8_t, 32> out{};
-  SIGMA_CHECK(kFailure, EVP_DigestFinal_ex(context_, out.data(), nullptr) == 1, "SHA-256: OpenSSL failed");
+  SIGMA_CHECK(kFailure, EVP_DigestFinal_ex(context_, out.data(), nullptr) == 1,
+              "SHA-256: OpenSSL failed");
   return out;
 }
 

@@ -2,6 +2,6 @@
 #pragma once
 
 namespace sigma {
-const char* version();  // "0.1.0"
+const char* version();      // "0.1.0"
 const char* commit_hash();  // short, or "unknown"
 }  // namespace sigma

@@ -44,10 +44,10 @@ struct SampleCommand {
   int64_t count = 0;                // 0: ten a label, or 64
   int64_t seed = 0;
   int64_t first = 0;
-  std::string labels;               // "0,1,2", "0-9", "all"; empty: all
-  std::vector<int64_t> steps;       // empty: the run's
-  std::vector<double> guidance;     // empty: the run's
-  std::string ema = "main";         // main | none
+  std::string labels;            // "0,1,2", "0-9", "all"; empty: all
+  std::vector<int64_t> steps;    // empty: the run's
+  std::vector<double> guidance;  // empty: the run's
+  std::string ema = "main";      // main | none
   int64_t batch = 250;
 };
 CommandResult run_sample(const SampleCommand& command, const GlobalOptions& global);
@@ -61,7 +61,7 @@ struct EvalCommand {
   std::vector<double> guidance;
   std::string ema = "main";
   int64_t batch = 500;
-  std::string write_asset;           // classifier: FILE for weights and reference statistics
+  std::string write_asset;  // classifier: FILE for weights and reference statistics
 };
 CommandResult run_eval(const EvalCommand& command, const GlobalOptions& global);
 
@@ -71,7 +71,8 @@ CommandResult run_config_keys(const std::string& filter);
 CommandResult run_config_diff(const std::string& a, const std::string& b);
 CommandResult run_config_list();
 
-CommandResult run_data_check(const std::string& what, const std::string& sheet, const std::vector<std::string>& set);
+CommandResult run_data_check(const std::string& what, const std::string& sheet,
+                             const std::vector<std::string>& set);
 CommandResult run_data_list();
 
 CommandResult run_show(const std::string& what);

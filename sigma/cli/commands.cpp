@@ -24,14 +24,16 @@ constexpr const char* kExamples = R"(Examples:
 
 }  // namespace
 
-CLI::App* Commands::add(CLI::App& parent, const std::string& name, const std::string& about, const std::string& examples,
-                        std::function<CommandResult()> action) {
+CLI::App* Commands::add(CLI::App& parent, const std::string& name, const std::string& about,
+                        const std::string& examples, std::function<CommandResult()> action) {
   CLI::App* sub = parent.add_subcommand(name, about);
   // CLI11 prints the description first: examples stand in it.
   sub->description(about + "\n\nExamples:\n" + examples);
   sub->add_flag("--json", global_.json, "one JSON object on stdout instead of text");
   sub->add_flag("-q,--quiet", global_.quiet, "no progress on stderr");
-  const std::string full = parent.get_name().empty() || parent.get_name() == "sigma" ? name : parent.get_name() + " " + name;
+  const std::string full = parent.get_name().empty() || parent.get_name() == "sigma"
+                               ? name
+                               : parent.get_name() + " " + name;
   sub->callback([this, full, action = std::move(action)] {
     name_ = full;
     action_ = action;
@@ -51,55 +53,67 @@ Commands::Commands(CLI::App& app, int argc, char** argv) {
   add_eval(app);
   add_config(app);
   add_data(app);
-  CLI::App* show = add(app, "show", "Tensors of a safetensors file or a run: name, dtype, shape, metadata.",
-                       "  sigma show runs/quickstart\n  sigma show model.safetensors --json\n",
-                       [this] { return run_show(what_); });
+  CLI::App* show =
+      add(app, "show", "Tensors of a safetensors file or a run: name, dtype, shape, metadata.",
+          "  sigma show runs/quickstart\n  sigma show model.safetensors --json\n",
+          [this] { return run_show(what_); });
   show->add_option("WHAT", what_, "a safetensors file or a run")->required();
-  add(app, "version", "Version, commit, torch, devices.", "  sigma version --json\n", [] { return run_version(); });
+  add(app, "version", "Version, commit, torch, devices.", "  sigma version --json\n",
+      [] { return run_version(); });
 }
 
 void Commands::add_train(CLI::App& app, int argc, char** argv) {
   train_.argv.assign(argv, argv + argc);
-  CLI::App* sub = add(app, "train", "Trains the recipe's model, or resumes its run: repeating the command goes on.",
-                      "  sigma train recipes/fashion/quickstart.toml\n"
-                      "  sigma train recipes/fashion/quickstart.toml --run runs/a --set train.seed=1\n"
-                      "  sigma train recipes/fashion/quickstart.toml --dry-run\n",
-                      [this] { return run_train(train_, global_); });
+  CLI::App* sub = add(
+      app, "train", "Trains the recipe's model, or resumes its run: repeating the command goes on.",
+      "  sigma train recipes/fashion/quickstart.toml\n"
+      "  sigma train recipes/fashion/quickstart.toml --run runs/a --set train.seed=1\n"
+      "  sigma train recipes/fashion/quickstart.toml --dry-run\n",
+      [this] { return run_train(train_, global_); });
   sub->add_option("RECIPE", train_.recipe, "a TOML file (see sigma config list)")->required();
   sub->add_option("--run", train_.run, "run directory; default runs/<name of the recipe>");
   sub->add_option("--set", train_.set, "KEY=VALUE, over the recipe; may be repeated")->take_all();
-  sub->add_option("--device", global_.device, "auto, cpu or cuda")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  sub->add_option("--device", global_.device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   sub->add_option("--verify", train_.verify, "how a checkpoint is checked: hash or size")
       ->check(CLI::IsMember({"hash", "size"}));
-  sub->add_flag("-n,--dry-run", train_.dry_run, "write nothing; print parameters, operations, memory, disk, steps");
+  sub->add_flag("-n,--dry-run", train_.dry_run,
+                "write nothing; print parameters, operations, memory, disk, steps");
 }
 
 void Commands::add_sample(CLI::App& app) {
-  CLI::App* sub = add(app, "sample", "Images of a generator run: a grid, or single files, each with its provenance inside.",
-                      "  sigma sample runs/quickstart -o samples.png\n"
-                      "  sigma sample runs/quickstart -o shoes/ --labels 7,9 --count 40 --seed 3\n"
-                      "  sigma sample runs/quickstart -o s.png --steps 1,2,4 --guidance 1,1.5\n",
-                      [this] { return run_sample(sample_, global_); });
+  CLI::App* sub =
+      add(app, "sample",
+          "Images of a generator run: a grid, or single files, each with its provenance inside.",
+          "  sigma sample runs/quickstart -o samples.png\n"
+          "  sigma sample runs/quickstart -o shoes/ --labels 7,9 --count 40 --seed 3\n"
+          "  sigma sample runs/quickstart -o s.png --steps 1,2,4 --guidance 1,1.5\n",
+          [this] { return run_sample(sample_, global_); });
   sub->add_option("RUN", sample_.run, "a run directory, or its name under runs/")->required();
   sub->add_option("-o,--out", sample_.out, "FILE.png: a grid, labels in rows; DIR/: single images");
   sub->add_option("--count", sample_.count, "images in all; default ten a label, or 64");
   sub->add_option("--seed", sample_.seed, "of the noise");
-  sub->add_option("--first", sample_.first, "number of the first image: image i of a seed is always the same");
+  sub->add_option("--first", sample_.first,
+                  "number of the first image: image i of a seed is always the same");
   sub->add_option("--labels", sample_.labels, "labels, such as 0,3,5-7; default all");
   sub->add_option("--steps", sample_.steps, "network calls, one or several: 1,2,4")->delimiter(',');
-  sub->add_option("--guidance", sample_.guidance, "guidance scales, one or several")->delimiter(',');
+  sub->add_option("--guidance", sample_.guidance, "guidance scales, one or several")
+      ->delimiter(',');
   sub->add_option("--ema", sample_.ema, "main (averaged weights) or none");
   sub->add_option("--batch", sample_.batch, "images a pass");
-  sub->add_option("--device", global_.device, "auto, cpu or cuda")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  sub->add_option("--device", global_.device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
 }
 
 void Commands::add_eval(CLI::App& app) {
-  CLI::App* sub = add(app, "eval", "Metrics of a run, each with extractor, reference and counts.",
-                      "  sigma eval runs/quickstart --steps 1,2,4\n"
-                      "  sigma eval runs/quickstart --metrics fd_fashion_cnn,energy_pixels --json\n",
-                      [this] { return run_eval(eval_, global_); });
+  CLI::App* sub =
+      add(app, "eval", "Metrics of a run, each with extractor, reference and counts.",
+          "  sigma eval runs/quickstart --steps 1,2,4\n"
+          "  sigma eval runs/quickstart --metrics fd_fashion_cnn,energy_pixels --json\n",
+          [this] { return run_eval(eval_, global_); });
   sub->add_option("RUN", eval_.run, "a run directory, or its name under runs/")->required();
-  sub->add_option("--metrics", eval_.metrics, "fd_fashion_cnn, label_accuracy, energy_pixels; default the first two")
+  sub->add_option("--metrics", eval_.metrics,
+                  "fd_fashion_cnn, label_accuracy, energy_pixels; default the first two")
       ->delimiter(',');
   sub->add_option("--count", eval_.count, "samples; default metrics.n_samples of the run");
   sub->add_option("--seed", eval_.seed, "of the noise");
@@ -107,42 +121,53 @@ void Commands::add_eval(CLI::App& app) {
   sub->add_option("--guidance", eval_.guidance, "guidance scales, one or several")->delimiter(',');
   sub->add_option("--ema", eval_.ema, "main (averaged weights) or none");
   sub->add_option("--batch", eval_.batch, "images a pass");
-  sub->add_option("--write-asset", eval_.write_asset, "classifier runs: FILE for weights and reference statistics");
-  sub->add_option("--device", global_.device, "auto, cpu or cuda")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  sub->add_option("--write-asset", eval_.write_asset,
+                  "classifier runs: FILE for weights and reference statistics");
+  sub->add_option("--device", global_.device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
 }
 
 void Commands::add_config(CLI::App& app) {
   CLI::App* config = app.add_subcommand("config", "Recipes and their keys.");
   config->require_subcommand(1);
-  CLI::App* show = add(*config, "show", "The whole configuration of a recipe or run, defaults filled in.",
-                       "  sigma config show recipes/fashion/quickstart.toml --set train.seed=1\n",
-                       [this] { return run_config_show(what_, set_); });
+  CLI::App* show =
+      add(*config, "show", "The whole configuration of a recipe or run, defaults filled in.",
+          "  sigma config show recipes/fashion/quickstart.toml --set train.seed=1\n",
+          [this] { return run_config_show(what_, set_); });
   show->add_option("WHAT", what_, "a recipe or a run")->required();
   show->add_option("--set", set_, "KEY=VALUE, over the recipe")->take_all();
-  CLI::App* check = add(*config, "check", "Whether a recipe's keys and values are good.",
-                        "  sigma config check my.toml\n", [this] { return run_config_check(what_, set_); });
+  CLI::App* check =
+      add(*config, "check", "Whether a recipe's keys and values are good.",
+          "  sigma config check my.toml\n", [this] { return run_config_check(what_, set_); });
   check->add_option("WHAT", what_, "a recipe or a run")->required();
   check->add_option("--set", set_, "KEY=VALUE, over the recipe")->take_all();
-  CLI::App* keys = add(*config, "keys", "Every key: type, default, bounds, meaning.", "  sigma config keys objective\n",
-                       [this] { return run_config_keys(what_); });
+  CLI::App* keys =
+      add(*config, "keys", "Every key: type, default, bounds, meaning.",
+          "  sigma config keys objective\n", [this] { return run_config_keys(what_); });
   keys->add_option("FILTER", what_, "only keys that contain this");
-  CLI::App* diff = add(*config, "diff", "Settings in which two recipes or runs differ.",
-                       "  sigma config diff runs/a runs/b\n", [this] { return run_config_diff(what_, other_); });
+  CLI::App* diff =
+      add(*config, "diff", "Settings in which two recipes or runs differ.",
+          "  sigma config diff runs/a runs/b\n", [this] { return run_config_diff(what_, other_); });
   diff->add_option("A", what_, "a recipe or a run")->required();
   diff->add_option("B", other_, "a recipe or a run")->required();
-  add(*config, "list", "The recipes under recipes/.", "  sigma config list\n", [] { return run_config_list(); });
+  add(*config, "list", "The recipes under recipes/.", "  sigma config list\n",
+      [] { return run_config_list(); });
 }
 
 void Commands::add_data(CLI::App& app) {
   CLI::App* data = app.add_subcommand("data", "Data sets.");
   data->require_subcommand(1);
-  CLI::App* check = add(*data, "check", "Counts, sizes, classes, duplicates and bad files of a data set; exit 3 if any is bad.",
-                        "  sigma data check recipes/fashion/quickstart.toml --sheet sheet.png\n  sigma data check photos/\n",
-                        [this] { return run_data_check(what_, sheet_, set_); });
+  CLI::App* check =
+      add(*data, "check",
+          "Counts, sizes, classes, duplicates and bad files of a data set; exit 3 if any is bad.",
+          "  sigma data check recipes/fashion/quickstart.toml --sheet sheet.png\n  sigma data "
+          "check photos/\n",
+          [this] { return run_data_check(what_, sheet_, set_); });
   check->add_option("WHAT", what_, "a recipe, a run, or a folder of images")->required();
   check->add_option("--sheet", sheet_, "FILE.png: a contact sheet");
   check->add_option("--set", set_, "KEY=VALUE, over the recipe")->take_all();
-  add(*data, "list", "Kinds of data, and which are usable here.", "  sigma data list\n", [] { return run_data_list(); });
+  add(*data, "list", "Kinds of data, and which are usable here.", "  sigma data list\n",
+      [] { return run_data_list(); });
 }
 
 }  // namespace sigma

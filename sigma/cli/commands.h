@@ -17,8 +17,8 @@ class Commands {
   bool json() const { return global_.json; }
 
  private:
-  CLI::App* add(CLI::App& parent, const std::string& name, const std::string& about, const std::string& examples,
-                std::function<CommandResult()> action);
+  CLI::App* add(CLI::App& parent, const std::string& name, const std::string& about,
+                const std::string& examples, std::function<CommandResult()> action);
   void add_train(CLI::App& app, int argc, char** argv);
   void add_sample(CLI::App& app);
   void add_eval(CLI::App& app);

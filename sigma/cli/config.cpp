@@ -26,7 +26,8 @@ Json resolved_tree(const std::string& what, const std::vector<std::string>& set)
 Json load_tree(const std::string& what) {
   const std::filesystem::path path = what;
   if (std::filesystem::is_regular_file(path)) return load_recipe(path);
-  if (std::filesystem::exists(path / "config.toml") || std::filesystem::exists("runs" / path / "config.toml")) {
+  if (std::filesystem::exists(path / "config.toml") ||
+      std::filesystem::exists("runs" / path / "config.toml")) {
     const std::filesystem::path file = find_run(what) / "config.toml";
     return parse_toml(read_file(file), file.string());
   }
@@ -41,7 +42,8 @@ CommandResult run_config_show(const std::string& what, const std::vector<std::st
 CommandResult run_config_check(const std::string& recipe, const std::vector<std::string>& set) {
   const Json tree = resolved_tree(recipe, set);
   const auto keys = static_cast<int64_t>(flatten(tree).size());
-  return {.result = {{"keys", keys}}, .text = fmt::format("{}: all {} keys are good\n", recipe, keys)};
+  return {.result = {{"keys", keys}},
+          .text = fmt::format("{}: all {} keys are good\n", recipe, keys)};
 }
 
 CommandResult run_config_keys(const std::string& filter) {
@@ -75,7 +77,8 @@ CommandResult run_config_diff(const std::string& a, const std::string& b) {
   for (const auto& [key, pair] : values) {
     if (pair.first == pair.second) continue;
     out.result.push_back({{"key", key}, {"a", pair.first}, {"b", pair.second}});
-    rows.push_back({key, pair.first.empty() ? "-" : pair.first, pair.second.empty() ? "-" : pair.second});
+    rows.push_back(
+        {key, pair.first.empty() ? "-" : pair.first, pair.second.empty() ? "-" : pair.second});
   }
   out.text = rows.size() > 1 ? text_table(rows) : "the same settings\n";
   return out;

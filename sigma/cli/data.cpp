@@ -14,7 +14,8 @@ constexpr int64_t kSheetColumns = 10;
 DataConfig data_of(const std::string& what, const std::vector<std::string>& set) {
   // A recipe or run names its data; any other folder is a folder of images.
   const std::filesystem::path path = what;
-  const bool folder = std::filesystem::is_directory(path) && !std::filesystem::exists(path / "config.toml");
+  const bool folder =
+      std::filesystem::is_directory(path) && !std::filesystem::exists(path / "config.toml");
   Json tree = folder ? Json{{"data", {{"kind", "folder"}, {"root", what}}}} : load_tree(what);
   for (const std::string& assignment : set) set_key(tree, assignment);
   RunConfig config;
@@ -24,7 +25,8 @@ DataConfig data_of(const std::string& what, const std::vector<std::string>& set)
 
 }  // namespace
 
-CommandResult run_data_check(const std::string& what, const std::string& sheet, const std::vector<std::string>& set) {
+CommandResult run_data_check(const std::string& what, const std::string& sheet,
+                             const std::vector<std::string>& set) {
   const DataConfig config = data_of(what, set);
   const DataReport report = check_data(config);
   CommandResult out;
@@ -46,7 +48,10 @@ CommandResult run_data_list() {
   out.result = Json::array();
   std::vector<std::vector<std::string>> rows = {{"kind", "usable", "reads", "needs"}};
   for (const DataReader& reader : list_readers()) {
-    out.result.push_back({{"kind", reader.kind}, {"usable", reader.usable}, {"reads", reader.reads}, {"needs", reader.needs}});
+    out.result.push_back({{"kind", reader.kind},
+                          {"usable", reader.usable},
+                          {"reads", reader.reads},
+                          {"needs", reader.needs}});
     rows.push_back({reader.kind, reader.usable ? "yes" : "no", reader.reads, reader.needs});
   }
   out.text = text_table(rows);

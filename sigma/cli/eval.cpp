@@ -43,15 +43,18 @@ class GeneratorEvaluation {
   Json run() {
     Json rows = Json::array();
     const SamplerConfig& own = generator_.config.generator.sampler;
-    const std::vector<int64_t> steps = command_.steps.empty() ? std::vector{own.steps} : command_.steps;
-    const std::vector<double> scales = command_.guidance.empty() ? std::vector{own.guidance.scale} : command_.guidance;
+    const std::vector<int64_t> steps =
+        command_.steps.empty() ? std::vector{own.steps} : command_.steps;
+    const std::vector<double> scales =
+        command_.guidance.empty() ? std::vector{own.guidance.scale} : command_.guidance;
     for (const double scale : scales) {
       for (const int64_t n : steps) {
         SamplerConfig sampler = own;
         sampler.steps = n;
         sampler.guidance.scale = scale;
         Json row = {{"steps", n}, {"guidance", scale}, {"metrics", Json::array()}};
-        for (const MetricResult& metric : measure(sampler)) row["metrics"].push_back(metric.to_json());
+        for (const MetricResult& metric : measure(sampler))
+          row["metrics"].push_back(metric.to_json());
         rows.push_back(std::move(row));
       }
     }
@@ -66,40 +69,45 @@ class GeneratorEvaluation {
     const int64_t classes = generator_.config.generator.network.num_classes;
     std::vector<Tensor> parts;
     for (int64_t at = 0; at < count_; at += command_.batch) {
-      const Tensor indices = torch::arange(at, std::min(count_, at + command_.batch), torch::kInt64);
-      parts.push_back(generator_.model->sample_images(sampler, static_cast<uint64_t>(command_.seed), indices,
-                                                      class_labels(indices, classes),
+      const Tensor indices =
+          torch::arange(at, std::min(count_, at + command_.batch), torch::kInt64);
+      parts.push_back(generator_.model->sample_images(sampler, static_cast<uint64_t>(command_.seed),
+                                                      indices, class_labels(indices, classes),
                                                       compute_dtype_of(generator_.config.train)));
-      progress_.show(fmt::format("sampling, {} steps: {}/{}", sampler.steps, at + parts.back().size(0), count_));
+      progress_.show(fmt::format("sampling, {} steps: {}/{}", sampler.steps,
+                                 at + parts.back().size(0), count_));
     }
     const Tensor images = crop_padding(torch::cat(parts));
     std::vector<MetricResult> out;
     if (extractor_.net) {
       const auto result = extract(*extractor_.net, images, device_);
       if (wanted(command_, kExtractor)) {
-        out.push_back({.name = kExtractor,
-                       .value = frechet_distance(feature_statistics(result.features), extractor_.reference),
-                       .extractor = extractor_.name,
-                       .extractor_sha256 = extractor_.sha256,
-                       .reference = extractor_.reference_name,
-                       .n_reference = extractor_.reference.count,
-                       .n_samples = count_,
-                       .floor = extractor_.floor});
+        out.push_back(
+            {.name = kExtractor,
+             .value = frechet_distance(feature_statistics(result.features), extractor_.reference),
+             .extractor = extractor_.name,
+             .extractor_sha256 = extractor_.sha256,
+             .reference = extractor_.reference_name,
+             .n_reference = extractor_.reference.count,
+             .n_samples = count_,
+             .floor = extractor_.floor});
       }
       if (wanted(command_, "label_accuracy") && classes > 0) {
         const Tensor asked = class_labels(torch::arange(count_, torch::kInt64), classes);
-        out.push_back({.name = "label_accuracy",
-                       .value = (result.logits.argmax(1) == asked).to(torch::kDouble).mean().item<double>(),
-                       .extractor = extractor_.name,
-                       .extractor_sha256 = extractor_.sha256,
-                       .reference = "the asked label",
-                       .n_reference = 0,
-                       .n_samples = count_,
-                       .floor = extractor_.accuracy});
+        out.push_back(
+            {.name = "label_accuracy",
+             .value = (result.logits.argmax(1) == asked).to(torch::kDouble).mean().item<double>(),
+             .extractor = extractor_.name,
+             .extractor_sha256 = extractor_.sha256,
+             .reference = "the asked label",
+             .n_reference = 0,
+             .n_samples = count_,
+             .floor = extractor_.accuracy});
       }
     }
     // Only when asked for by name: it reads the data set.
-    if (!command_.metrics.empty() && wanted(command_, "energy_pixels")) out.push_back(energy(images));
+    if (!command_.metrics.empty() && wanted(command_, "energy_pixels"))
+      out.push_back(energy(images));
     return out;
   }
 
@@ -110,7 +118,8 @@ class GeneratorEvaluation {
       const auto dataset = open_dataset(data);
       real_name_ = dataset->info().description;
       std::vector<Tensor> list;
-      for (int64_t i = 0; i < std::min(kEnergySamples, dataset->size()); ++i) list.push_back(dataset->get(i).data);
+      for (int64_t i = 0; i < std::min(kEnergySamples, dataset->size()); ++i)
+        list.push_back(dataset->get(i).data);
       real_ = crop_padding(torch::stack(list));
     }
     const Tensor fake = images.narrow(0, 0, std::min(kEnergySamples, images.size(0)));
@@ -128,7 +137,9 @@ class GeneratorEvaluation {
   Tensor crop_padding(const Tensor& images) const {
     const int64_t pad = generator_.config.data.pad;
     if (pad == 0) return images;
-    return images.narrow(2, pad, images.size(2) - 2 * pad).narrow(3, pad, images.size(3) - 2 * pad).contiguous();
+    return images.narrow(2, pad, images.size(2) - 2 * pad)
+        .narrow(3, pad, images.size(3) - 2 * pad)
+        .contiguous();
   }
 
   const EvalCommand& command_;
@@ -150,20 +161,27 @@ std::string table_of(const Json& rows) {
   for (const Json& row : rows) {
     if (table.empty()) {
       table.push_back({"steps", "guidance"});
-      for (const Json& metric : row.at("metrics")) table[0].push_back(metric.at("name").get<std::string>());
+      for (const Json& metric : row.at("metrics"))
+        table[0].push_back(metric.at("name").get<std::string>());
     }
     table.push_back({row.at("steps").dump(), number_text(row.at("guidance"))});
-    for (const Json& metric : row.at("metrics")) table.back().push_back(number_text(metric.at("value")));
+    for (const Json& metric : row.at("metrics"))
+      table.back().push_back(number_text(metric.at("value")));
   }
   std::string text = text_table(table);
   for (const Json& metric : rows.at(0).at("metrics")) {
-    text += fmt::format("{}: {} samples", metric.at("name").get<std::string>(), metric.at("n_samples").dump());
+    text += fmt::format("{}: {} samples", metric.at("name").get<std::string>(),
+                        metric.at("n_samples").dump());
     if (metric.at("n_reference") != 0) {
-      text += fmt::format(" against {} ({})", metric.at("reference").get<std::string>(), metric.at("n_reference").dump());
+      text += fmt::format(" against {} ({})", metric.at("reference").get<std::string>(),
+                          metric.at("n_reference").dump());
     }
-    if (metric.at("floor").is_number()) text += fmt::format("; real images: {}", number_text(metric.at("floor")));
+    if (metric.at("floor").is_number())
+      text += fmt::format("; real images: {}", number_text(metric.at("floor")));
     const auto hash = metric.at("extractor_sha256").get<std::string>();
-    if (!hash.empty()) text += fmt::format("; extractor {} {}", metric.at("extractor").get<std::string>(), hash.substr(0, 12));
+    if (!hash.empty())
+      text += fmt::format("; extractor {} {}", metric.at("extractor").get<std::string>(),
+                          hash.substr(0, 12));
     text += "\n";
   }
   return text;
@@ -173,10 +191,12 @@ std::string table_of(const Json& rows) {
 
 CommandResult run_eval(const EvalCommand& command, const GlobalOptions& global) {
   for (const std::string& metric : command.metrics) {
-    const std::vector<std::string> known = {kExtractor, "label_accuracy", "energy_pixels", "psnr_of_mean", "accuracy"};
+    const std::vector<std::string> known = {kExtractor, "label_accuracy", "energy_pixels",
+                                            "psnr_of_mean", "accuracy"};
     if (std::find(known.begin(), known.end(), metric) != known.end()) continue;
     const std::string near = did_you_mean(metric, known);
-    throw Error(ErrorKind::kUsage, fmt::format("--metrics {}: expected {}", metric, fmt::join(known, ", ")),
+    throw Error(ErrorKind::kUsage,
+                fmt::format("--metrics {}: expected {}", metric, fmt::join(known, ", ")),
                 near.empty() ? "" : fmt::format("did you mean {}?", near));
   }
   SIGMA_CHECK(kUsage, command.batch >= 1 && command.count >= 0 && command.count != 1,

@@ -8,10 +8,10 @@
 #include "sigma/io/checkpoint.h"
 #include "sigma/metrics/feature_net.h"
 #include "sigma/metrics/metric.h"
+#include "sigma/tokenizer/tokenizer.h"
 #include "sigma/train/ema.h"
 #include "sigma/train/optimizer.h"
 #include "sigma/train/run.h"
-#include "sigma/tokenizer/tokenizer.h"
 
 namespace sigma {
 namespace {
@@ -58,28 +58,37 @@ double accuracy_of(const Tensor& logits, const Tensor& labels) {
 
 }  // namespace
 
-CommandResult eval_tokenizer(const EvalCommand& command, const GlobalOptions& global, const std::filesystem::path& run) {
+CommandResult eval_tokenizer(const EvalCommand& command, const GlobalOptions& global,
+                             const std::filesystem::path& run) {
   const Loaded loaded = load(run, global);
   const SafetensorsFile weights = loaded.checkpoint.open("ema-main");
   Tokenizer model(loaded.config.tokenizer, image_shape_of(weights));
   load_tensors(named_state(model), weights);
   model.to(loaded.device);
-  const Images images =
-      read_split(loaded.config.data, has_test_split(loaded.config.data) ? "test" : "train", command.count);
+  const Images images = read_split(
+      loaded.config.data, has_test_split(loaded.config.data) ? "test" : "train", command.count);
   const torch::NoGradGuard no_grad;
-  const Context context{.training = false, .record = false, .dtype = torch::kFloat, .rng = {}, .samples = {}};
+  const Context context{
+      .training = false, .record = false, .dtype = torch::kFloat, .rng = {}, .samples = {}};
   std::vector<Tensor> parts;
   for (const Tensor& batch : images.data.split(command.batch)) {
-    parts.push_back(to_bytes(model.decode(model.encode(to_float(batch.to(loaded.device)), context), context)).cpu());
+    parts.push_back(
+        to_bytes(model.decode(model.encode(to_float(batch.to(loaded.device)), context), context))
+            .cpu());
   }
   const auto crop = [&](const Tensor& x) {
     const int64_t pad = loaded.config.data.pad;
-    return pad == 0 ? x : x.narrow(2, pad, x.size(2) - 2 * pad).narrow(3, pad, x.size(3) - 2 * pad).contiguous();
+    return pad == 0 ? x
+                    : x.narrow(2, pad, x.size(2) - 2 * pad)
+                          .narrow(3, pad, x.size(3) - 2 * pad)
+                          .contiguous();
   };
   const Tensor reconstructed = crop(torch::cat(parts));
   const Tensor original = crop(images.data);
-  const double mse =
-      ((reconstructed.to(torch::kDouble) - original.to(torch::kDouble)) / 255).square().mean().item<double>();
+  const double mse = ((reconstructed.to(torch::kDouble) - original.to(torch::kDouble)) / 255)
+                         .square()
+                         .mean()
+                         .item<double>();
   std::vector<MetricResult> metrics;
   metrics.push_back({.name = "psnr_of_mean",
                      .value = -10 * std::log10(std::max(mse, 1e-10)),
@@ -87,7 +96,8 @@ CommandResult eval_tokenizer(const EvalCommand& command, const GlobalOptions& gl
                      .n_reference = original.size(0),
                      .n_samples = original.size(0),
                      .floor = std::nan("")});
-  const bool asked = std::find(command.metrics.begin(), command.metrics.end(), "fd_fashion_cnn") != command.metrics.end();
+  const bool asked = std::find(command.metrics.begin(), command.metrics.end(), "fd_fashion_cnn") !=
+                     command.metrics.end();
   if (asked || (command.metrics.empty() && loaded.config.data.kind == "fashion")) {
     const FeatureExtractor extractor = load_feature_extractor("fd_fashion_cnn", loaded.device);
     const auto features = extract(*extractor.net, reconstructed, loaded.device).features;
@@ -101,15 +111,18 @@ CommandResult eval_tokenizer(const EvalCommand& command, const GlobalOptions& gl
                        .floor = extractor.floor});
   }
   CommandResult out;
-  out.result = {{"run", run.string()}, {"step", loaded.checkpoint.step()}, {"metrics", Json::array()}};
+  out.result = {
+      {"run", run.string()}, {"step", loaded.checkpoint.step()}, {"metrics", Json::array()}};
   for (const MetricResult& metric : metrics) {
     out.result["metrics"].push_back(metric.to_json());
-    out.text += fmt::format("{}  {:.4g}  ({} images of {})\n", metric.name, metric.value, metric.n_samples, images.name);
+    out.text += fmt::format("{}  {:.4g}  ({} images of {})\n", metric.name, metric.value,
+                            metric.n_samples, images.name);
   }
   return out;
 }
 
-CommandResult eval_classifier(const EvalCommand& command, const GlobalOptions& global, const std::filesystem::path& run) {
+CommandResult eval_classifier(const EvalCommand& command, const GlobalOptions& global,
+                              const std::filesystem::path& run) {
   const Loaded loaded = load(run, global);
   const SafetensorsFile weights = loaded.checkpoint.open("ema-main");
   const std::vector<int64_t> shape = image_shape_of(weights);
@@ -121,30 +134,37 @@ CommandResult eval_classifier(const EvalCommand& command, const GlobalOptions& g
   const auto result = extract(net, test.data, loaded.device);
   const double accuracy = accuracy_of(result.logits, test.labels);
   CommandResult out;
-  out.result = {{"run", run.string()}, {"step", loaded.checkpoint.step()}, {"accuracy", accuracy}, {"n_samples", test.labels.numel()}};
-  out.text = fmt::format("accuracy  {:.4f}  ({} images of {})\n", accuracy, test.labels.numel(), test.name);
+  out.result = {{"run", run.string()},
+                {"step", loaded.checkpoint.step()},
+                {"accuracy", accuracy},
+                {"n_samples", test.labels.numel()}};
+  out.text = fmt::format("accuracy  {:.4f}  ({} images of {})\n", accuracy, test.labels.numel(),
+                         test.name);
   if (command.write_asset.empty()) return out;
 
   const Images train = read_split(loaded.config.data, "train", 0);
-  const FeatureStatistics reference = feature_statistics(extract(net, train.data, loaded.device).features);
+  const FeatureStatistics reference =
+      feature_statistics(extract(net, train.data, loaded.device).features);
   const double floor = frechet_distance(feature_statistics(result.features), reference);
   net.to(torch::kCPU);
   NamedTensors tensors = named_state(net);
   tensors.emplace_back("reference.mean", reference.mean);
   tensors.emplace_back("reference.covariance", reference.covariance);
-  write_safetensors(command.write_asset, tensors,
-                    {{"format", "pt"},
-                     {"channels", std::to_string(shape.at(0))},
-                     {"num_classes", std::to_string(classes)},
-                     {"reference", train.name},
-                     {"reference_count", std::to_string(reference.count)},
-                     {"floor", fmt::format("{}", floor)},
-                     {"accuracy", fmt::format("{}", accuracy)},
-                     {"data_sha256", loaded.checkpoint.manifest.at("data_sha256").get<std::string>()},
-                     {"config_sha256", loaded.checkpoint.manifest.at("config_sha256").get<std::string>()}});
+  write_safetensors(
+      command.write_asset, tensors,
+      {{"format", "pt"},
+       {"channels", std::to_string(shape.at(0))},
+       {"num_classes", std::to_string(classes)},
+       {"reference", train.name},
+       {"reference_count", std::to_string(reference.count)},
+       {"floor", fmt::format("{}", floor)},
+       {"accuracy", fmt::format("{}", accuracy)},
+       {"data_sha256", loaded.checkpoint.manifest.at("data_sha256").get<std::string>()},
+       {"config_sha256", loaded.checkpoint.manifest.at("config_sha256").get<std::string>()}});
   out.result["asset"] = command.write_asset;
   out.result["floor"] = floor;
-  out.text += fmt::format("wrote {}: Frechet distance of the test images to the reference {:.4g}\n", command.write_asset, floor);
+  out.text += fmt::format("wrote {}: Frechet distance of the test images to the reference {:.4g}\n",
+                          command.write_asset, floor);
   return out;
 }
 

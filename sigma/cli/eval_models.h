@@ -8,8 +8,10 @@
 namespace sigma {
 
 /// PSNR of reconstructions of the test images, and their Frechet distance.
-CommandResult eval_tokenizer(const EvalCommand& command, const GlobalOptions& global, const std::filesystem::path& run);
+CommandResult eval_tokenizer(const EvalCommand& command, const GlobalOptions& global,
+                             const std::filesystem::path& run);
 /// Accuracy on the test images; with --write-asset the file that load_feature_extractor() reads.
-CommandResult eval_classifier(const EvalCommand& command, const GlobalOptions& global, const std::filesystem::path& run);
+CommandResult eval_classifier(const EvalCommand& command, const GlobalOptions& global,
+                              const std::filesystem::path& run);
 
 }  // namespace sigma

@@ -1,7 +1,7 @@
 // The program: parses, calls one function, prints, and maps every error to its exit code.
-#include <CLI/CLI.hpp>
 #include <c10/util/Exception.h>
 
+#include <CLI/CLI.hpp>
 #include <cerrno>
 #include <cstdio>
 #include <new>
@@ -27,10 +27,12 @@ Failure describe(const std::exception& error) {
   const std::string text = error.what();
   const std::string first_line = text.substr(0, text.find('\n'));
   constexpr int kDevice = static_cast<int>(ErrorKind::kDevice);
-  if (dynamic_cast<const std::bad_alloc*>(&error) || dynamic_cast<const c10::OutOfMemoryError*>(&error) ||
+  if (dynamic_cast<const std::bad_alloc*>(&error) ||
+      dynamic_cast<const c10::OutOfMemoryError*>(&error) ||
       text.find("not enough memory") != std::string::npos) {
     return {"device", kDevice, "out of memory: " + first_line,
-            "halve train.micro_batch (--set train.micro_batch=N); the results stay the same but for rounding"};
+            "halve train.micro_batch (--set train.micro_batch=N); the results stay the same but "
+            "for rounding"};
   }
   if (text.find("CUDA error") != std::string::npos) return {"device", kDevice, first_line, ""};
   if (dynamic_cast<const std::filesystem::filesystem_error*>(&error)) {
@@ -62,19 +64,22 @@ int main_checked(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    return report({"usage", static_cast<int>(ErrorKind::kUsage), error.what(), "see sigma --help"}, "", commands.json());
+    return report({"usage", static_cast<int>(ErrorKind::kUsage), error.what(), "see sigma --help"},
+                  "", commands.json());
   }
   try {
     const CommandResult result = commands.run();
     if (commands.json()) {
-      const Json out = {{"command", commands.name()}, {"ok", result.exit_code == 0}, {"result", result.result}};
+      const Json out = {
+          {"command", commands.name()}, {"ok", result.exit_code == 0}, {"result", result.result}};
       fmt::print("{}\n", out.dump(-1, ' ', false, Json::error_handler_t::replace));
     } else {
       std::fwrite(result.text.data(), 1, result.text.size(), stdout);
     }
     // A closed pipe ends the output quietly; any other write error is an error.
     if (std::fflush(stdout) != 0 && errno != EPIPE) {
-      return report({"io", static_cast<int>(ErrorKind::kIo), "standard output: write failed", ""}, commands.name(), false);
+      return report({"io", static_cast<int>(ErrorKind::kIo), "standard output: write failed", ""},
+                    commands.name(), false);
     }
     return result.exit_code;
   } catch (const std::exception& error) {

@@ -43,8 +43,8 @@ std::vector<int64_t> parse_labels(const std::string& text, int64_t num_classes) 
     const int64_t low = parse_int(part.substr(0, dash));
     const int64_t high = dash == std::string::npos ? low : parse_int(part.substr(dash + 1));
     for (int64_t label = low; label <= high; ++label) {
-      SIGMA_CHECK(kUsage, label >= 0 && label < num_classes, "--labels: expected labels in [0, {}), got {}", num_classes,
-                  label);
+      SIGMA_CHECK(kUsage, label >= 0 && label < num_classes,
+                  "--labels: expected labels in [0, {}), got {}", num_classes, label);
       out.push_back(label);
     }
     begin = end + 1;
@@ -74,9 +74,11 @@ class SampleJob {
     count_ = command.count;
     const auto rows = static_cast<int64_t>(labels_.size());
     if (count_ == 0) count_ = labels_.empty() ? kUnlabelled : kPerLabel * rows;
-    SIGMA_CHECK(kUsage, count_ >= 1 && count_ <= kMaxCount, "--count: expected in [1, {}], got {}", kMaxCount, count_);
-    columns_ = labels_.empty() ? static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(count_))))
-                               : (count_ + rows - 1) / rows;
+    SIGMA_CHECK(kUsage, count_ >= 1 && count_ <= kMaxCount, "--count: expected in [1, {}], got {}",
+                kMaxCount, count_);
+    columns_ = labels_.empty()
+                   ? static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(count_))))
+                   : (count_ + rows - 1) / rows;
   }
 
   // uint8 [count, C, Y, X].
@@ -85,13 +87,15 @@ class SampleJob {
     std::vector<torch::Tensor> parts;
     for (int64_t at = 0; at < count_; at += command_.batch) {
       const int64_t size = std::min(command_.batch, count_ - at);
-      const torch::Tensor indices = torch::arange(command_.first + at, command_.first + at + size, torch::kInt64);
+      const torch::Tensor indices =
+          torch::arange(command_.first + at, command_.first + at + size, torch::kInt64);
       torch::Tensor labels;
       if (!labels_.empty()) {
         labels = torch::empty({size}, torch::kInt64);
         for (int64_t i = 0; i < size; ++i) labels[i] = label_of(at + i);
       }
-      parts.push_back(generator_.model->sample_images(sampler, static_cast<uint64_t>(command_.seed), indices, labels,
+      parts.push_back(generator_.model->sample_images(sampler, static_cast<uint64_t>(command_.seed),
+                                                      indices, labels,
                                                       compute_dtype_of(generator_.config.train)));
     }
     return torch::cat(parts);
@@ -100,7 +104,8 @@ class SampleJob {
   Json provenance(int64_t i, const Setting& setting, const Image& image) const {
     const SamplerConfig sampler = sampler_of(setting);
     const int64_t batch_first = command_.first + i / command_.batch * command_.batch;
-    const int64_t batch_count = std::min(command_.batch, count_ - i / command_.batch * command_.batch);
+    const int64_t batch_count =
+        std::min(command_.batch, count_ - i / command_.batch * command_.batch);
     Json out = {{"v", 1},
                 {"sigma", version()},
                 {"git", commit_hash()},
@@ -117,11 +122,13 @@ class SampleJob {
     out["dtype"] = generator_.config.train.compute_dtype;
     out["device"] = generator_.config.train.device;
     out["batch"] = {batch_first, batch_count};
-    out["pixels"] = sha256_hex({reinterpret_cast<const char*>(image.pixels.data()), image.pixels.size()});
+    out["pixels"] =
+        sha256_hex({reinterpret_cast<const char*>(image.pixels.data()), image.pixels.size()});
     return out;
   }
 
-  void write_grid(const std::filesystem::path& path, const torch::Tensor& images, const Setting& setting) const {
+  void write_grid(const std::filesystem::path& path, const torch::Tensor& images,
+                  const Setting& setting) const {
     std::vector<Image> list;
     Json provenances = Json::array();
     for (int64_t i = 0; i < images.size(0); ++i) {
@@ -129,21 +136,26 @@ class SampleJob {
       provenances.push_back(provenance(i, setting, list.back()));
     }
     constexpr int64_t kSmall = 64;  // images up to this side are doubled in a grid
-    write_png(path, image_grid(list, columns_, /*gap=*/2, list[0].width <= kSmall ? 2 : 1), provenances);
+    write_png(path, image_grid(list, columns_, /*gap=*/2, list[0].width <= kSmall ? 2 : 1),
+              provenances);
   }
 
-  void write_singles(const std::filesystem::path& folder, const torch::Tensor& images, const Setting& setting) const {
+  void write_singles(const std::filesystem::path& folder, const torch::Tensor& images,
+                     const Setting& setting) const {
     std::filesystem::create_directories(folder);
     for (int64_t i = 0; i < images.size(0); ++i) {
       const Image image = to_image(images[i]);
-      write_png(folder / fmt::format("{:06}.png", command_.first + i), image, provenance(i, setting, image));
+      write_png(folder / fmt::format("{:06}.png", command_.first + i), image,
+                provenance(i, setting, image));
     }
   }
 
   std::vector<Setting> settings() const {
     const SamplerConfig& own = generator_.config.generator.sampler;
-    const std::vector<int64_t> steps = command_.steps.empty() ? std::vector{own.steps} : command_.steps;
-    const std::vector<double> scales = command_.guidance.empty() ? std::vector{own.guidance.scale} : command_.guidance;
+    const std::vector<int64_t> steps =
+        command_.steps.empty() ? std::vector{own.steps} : command_.steps;
+    const std::vector<double> scales =
+        command_.guidance.empty() ? std::vector{own.guidance.scale} : command_.guidance;
     std::vector<Setting> out;
     for (const double scale : scales) {
       for (const int64_t n : steps) out.push_back({n, scale});
@@ -152,7 +164,10 @@ class SampleJob {
   }
 
  private:
-  int64_t label_of(int64_t i) const { return labels_[static_cast<size_t>(std::min(i / columns_, static_cast<int64_t>(labels_.size()) - 1))]; }
+  int64_t label_of(int64_t i) const {
+    return labels_[static_cast<size_t>(
+        std::min(i / columns_, static_cast<int64_t>(labels_.size()) - 1))];
+  }
   SamplerConfig sampler_of(const Setting& setting) const {
     SamplerConfig sampler = generator_.config.generator.sampler;
     sampler.steps = setting.steps;
@@ -171,19 +186,21 @@ class SampleJob {
 
 CommandResult run_sample(const SampleCommand& command, const GlobalOptions& global) {
   SIGMA_CHECK(kUsage, command.batch >= 1, "--batch: expected at least 1, got {}", command.batch);
-  SIGMA_CHECK(kUsage, command.first >= 0 && command.seed >= 0, "--first and --seed: expected at least 0");
+  SIGMA_CHECK(kUsage, command.first >= 0 && command.seed >= 0,
+              "--first and --seed: expected at least 0");
   SampleJob job(command, global);
   const std::filesystem::path out_path = command.out;
   const bool folder = command.out.ends_with('/') || std::filesystem::is_directory(out_path);
-  SIGMA_CHECK(kUsage, folder || out_path.extension() == ".png", "-o {}: expected FILE.png for a grid, or DIR/ for single images",
-              command.out);
+  SIGMA_CHECK(kUsage, folder || out_path.extension() == ".png",
+              "-o {}: expected FILE.png for a grid, or DIR/ for single images", command.out);
   const auto settings = job.settings();
   CommandResult out;
   out.result["files"] = Json::array();
   for (const Setting& setting : settings) {
     // Several settings: their values join the name.
     const std::string suffix =
-        settings.size() > 1 ? fmt::format("-steps{}-guidance{}", setting.steps, setting.guidance) : "";
+        settings.size() > 1 ? fmt::format("-steps{}-guidance{}", setting.steps, setting.guidance)
+                            : "";
     const torch::Tensor images = job.draw(setting);
     const std::filesystem::path path =
         folder ? out_path / (settings.size() > 1 ? suffix.substr(1) : "")
@@ -191,8 +208,8 @@ CommandResult run_sample(const SampleCommand& command, const GlobalOptions& glob
     if (folder) job.write_singles(path, images, setting);
     else job.write_grid(path, images, setting);
     out.result["files"].push_back(path.string());
-    out.text += fmt::format("{}: {} images, steps {}, guidance {}\n", path.string(), images.size(0), setting.steps,
-                            setting.guidance);
+    out.text += fmt::format("{}: {} images, steps {}, guidance {}\n", path.string(), images.size(0),
+                            setting.steps, setting.guidance);
   }
   return out;
 }

@@ -17,10 +17,12 @@ void show_file(const std::filesystem::path& path, CommandResult& out) {
     tensors.push_back({{"name", entry.name}, {"dtype", entry.dtype}, {"shape", entry.shape}});
     rows.push_back({entry.name, entry.dtype, fmt::format("[{}]", fmt::join(entry.shape, ","))});
   }
-  out.result.push_back({{"file", path.string()}, {"metadata", file.metadata()}, {"tensors", tensors}});
+  out.result.push_back(
+      {{"file", path.string()}, {"metadata", file.metadata()}, {"tensors", tensors}});
   out.text += fmt::format("{}: {} tensors, {}\n", path.string(), file.entries().size(),
                           bytes_text(static_cast<double>(std::filesystem::file_size(path))));
-  for (const auto& [key, value] : file.metadata()) out.text += fmt::format("  {} = {}\n", key, value);
+  for (const auto& [key, value] : file.metadata())
+    out.text += fmt::format("  {} = {}\n", key, value);
   out.text += text_table(rows);
 }
 
@@ -35,9 +37,11 @@ CommandResult run_show(const std::string& what) {
   }
   const std::filesystem::path run = find_run(what);
   const Checkpoint checkpoint = newest_checkpoint(run);
-  out.text = fmt::format("{}: step {}, {} images seen, run {}\n", checkpoint.folder.string(), checkpoint.step(),
-                         checkpoint.images_seen(), checkpoint.manifest.at("run_id").get<std::string>());
-  for (const char* stem : {"model", "ema-main"}) show_file(checkpoint.folder / fmt::format("{}.safetensors", stem), out);
+  out.text = fmt::format("{}: step {}, {} images seen, run {}\n", checkpoint.folder.string(),
+                         checkpoint.step(), checkpoint.images_seen(),
+                         checkpoint.manifest.at("run_id").get<std::string>());
+  for (const char* stem : {"model", "ema-main"})
+    show_file(checkpoint.folder / fmt::format("{}.safetensors", stem), out);
   return out;
 }
 
@@ -57,9 +61,10 @@ CommandResult run_version() {
                 {"cuda_devices", cuda ? static_cast<int64_t>(torch::cuda::device_count()) : 0},
                 {"cpu", at::get_cpu_capability()},
                 {"threads", at::get_num_threads()}};
-  out.text = fmt::format("sigma {} ({})\ntorch {}, {}\nCPU {}, {} threads\nCUDA: {}, {} devices\n", version(), commit_hash(),
-                         TORCH_VERSION, __VERSION__, at::get_cpu_capability(), at::get_num_threads(),
-                         built ? "built in" : "not built in", out.result["cuda_devices"].get<int64_t>());
+  out.text = fmt::format(
+      "sigma {} ({})\ntorch {}, {}\nCPU {}, {} threads\nCUDA: {}, {} devices\n", version(),
+      commit_hash(), TORCH_VERSION, __VERSION__, at::get_cpu_capability(), at::get_num_threads(),
+      built ? "built in" : "not built in", out.result["cuda_devices"].get<int64_t>());
   return out;
 }
 

@@ -21,7 +21,8 @@ std::string text_table(const std::vector<std::vector<std::string>>& rows) {
     std::string line;
     for (size_t i = 0; i < row.size(); ++i) {
       const bool right = rows.size() > 1 && i < rows[1].size() && is_number(rows[1][i]);
-      line += right ? fmt::format("{:>{}}", row[i], width[i]) : fmt::format("{:<{}}", row[i], width[i]);
+      line +=
+          right ? fmt::format("{:>{}}", row[i], width[i]) : fmt::format("{:<{}}", row[i], width[i]);
       if (i + 1 < row.size()) line += "  ";
     }
     line.erase(line.find_last_not_of(' ') + 1);
@@ -44,7 +45,11 @@ std::string scaled(double value, double unit, const std::vector<const char*>& na
 
 }  // namespace
 
-std::string count_text(double value) { return scaled(value, 1000, {"", "k", "M", "G", "T", "P", "E"}); }
-std::string bytes_text(double value) { return scaled(value, 1024, {"B", "KiB", "MiB", "GiB", "TiB"}); }
+std::string count_text(double value) {
+  return scaled(value, 1000, {"", "k", "M", "G", "T", "P", "E"});
+}
+std::string bytes_text(double value) {
+  return scaled(value, 1024, {"B", "KiB", "MiB", "GiB", "TiB"});
+}
 
 }  // namespace sigma

@@ -11,7 +11,8 @@ CommandResult dry_run(const RunConfig& config, const std::filesystem::path& run)
   const TrainEstimate e = estimate(config);
   CommandResult out;
   const auto parent = run.has_parent_path() ? run.parent_path() : std::filesystem::path(".");
-  const uint64_t free = free_bytes(std::filesystem::exists(parent) ? parent : std::filesystem::path("."));
+  const uint64_t free =
+      free_bytes(std::filesystem::exists(parent) ? parent : std::filesystem::path("."));
   out.result = {{"run", run.string()},
                 {"parameters", e.parameters},
                 {"steps", e.steps},
@@ -22,17 +23,20 @@ CommandResult dry_run(const RunConfig& config, const std::filesystem::path& run)
                 {"disk_free", free},
                 {"data_count", e.data_count},
                 {"data", e.data_description}};
-  out.text = text_table({{"run", run.string() + " (nothing was written)"},
-                         {"data", fmt::format("{} ({} samples)", e.data_description, e.data_count)},
-                         {"parameters", count_text(static_cast<double>(e.parameters))},
-                         {"steps", fmt::format("{} of {} images", e.steps, config.train.batch)},
-                         {"operations", fmt::format("{}FLOP an image and training step", count_text(e.flops_per_image))},
-                         {"memory", fmt::format("{} for weights, gradients, moments and average (activations come on top)",
-                                                bytes_text(static_cast<double>(e.memory_weights)))},
-                         {"disk", fmt::format("{} a checkpoint, {} at most; {} free",
-                                              bytes_text(static_cast<double>(e.checkpoint_bytes)),
-                                              bytes_text(static_cast<double>(e.disk_bytes)),
-                                              bytes_text(static_cast<double>(free)))}});
+  out.text = text_table(
+      {{"run", run.string() + " (nothing was written)"},
+       {"data", fmt::format("{} ({} samples)", e.data_description, e.data_count)},
+       {"parameters", count_text(static_cast<double>(e.parameters))},
+       {"steps", fmt::format("{} of {} images", e.steps, config.train.batch)},
+       {"operations",
+        fmt::format("{}FLOP an image and training step", count_text(e.flops_per_image))},
+       {"memory",
+        fmt::format("{} for weights, gradients, moments and average (activations come on top)",
+                    bytes_text(static_cast<double>(e.memory_weights)))},
+       {"disk", fmt::format("{} a checkpoint, {} at most; {} free",
+                            bytes_text(static_cast<double>(e.checkpoint_bytes)),
+                            bytes_text(static_cast<double>(e.disk_bytes)),
+                            bytes_text(static_cast<double>(free)))}});
   return out;
 }
 
@@ -42,8 +46,9 @@ CommandResult run_train(const TrainCommand& command, const GlobalOptions& global
   RunConfig config = load_run_config(command.recipe, command.set);
   if (global.device != "auto") config.train.device = global.device;
   const std::filesystem::path run =
-      command.run.empty() ? std::filesystem::path("runs") / std::filesystem::path(command.recipe).stem()
-                          : std::filesystem::path(command.run);
+      command.run.empty()
+          ? std::filesystem::path("runs") / std::filesystem::path(command.recipe).stem()
+          : std::filesystem::path(command.run);
   if (command.dry_run) return dry_run(config, run);
   install_signal_handlers();
   const TrainResult r = train(config, {.run = run,
@@ -51,19 +56,27 @@ CommandResult run_train(const TrainCommand& command, const GlobalOptions& global
                                        .quiet = global.quiet,
                                        .check_hashes = command.verify == "hash"});
   CommandResult out;
-  out.result = {{"run", run.string()},   {"step", r.step},       {"images_seen", r.images_seen},
-                {"loss", r.loss},        {"seconds", r.seconds}, {"images_per_s", r.images_per_second},
-                {"done", r.signal == 0}, {"already_done", r.already_done},
+  out.result = {{"run", run.string()},
+                {"step", r.step},
+                {"images_seen", r.images_seen},
+                {"loss", r.loss},
+                {"seconds", r.seconds},
+                {"images_per_s", r.images_per_second},
+                {"done", r.signal == 0},
+                {"already_done", r.already_done},
                 {"checkpoint", r.checkpoint.string()}};
   if (r.already_done) {
-    out.text = fmt::format("{} is done: {} images seen. Nothing to do.\n", run.string(), r.images_seen);
+    out.text =
+        fmt::format("{} is done: {} images seen. Nothing to do.\n", run.string(), r.images_seen);
   } else if (r.signal != 0) {
-    out.text = fmt::format("stopped by signal {} after step {}; saved {}. The same command goes on.\n", r.signal, r.step,
-                           r.checkpoint.string());
+    out.text =
+        fmt::format("stopped by signal {} after step {}; saved {}. The same command goes on.\n",
+                    r.signal, r.step, r.checkpoint.string());
     out.exit_code = 128 + r.signal;
   } else {
-    out.text = fmt::format("{}: {} images in {} ({:.0f} images/s); saved {}\n", run.string(), r.images_seen,
-                           duration_text(r.seconds), r.images_per_second, r.checkpoint.string());
+    out.text = fmt::format("{}: {} images in {} ({:.0f} images/s); saved {}\n", run.string(),
+                           r.images_seen, duration_text(r.seconds), r.images_per_second,
+                           r.checkpoint.string());
   }
   return out;
 }

@@ -21,7 +21,7 @@ struct ObjectiveConfig {
 };
 
 struct GeneratorConfig {
-  std::string tokenizer;           // a finished tokenizer run (path, or name under runs/); empty: pixels
+  std::string tokenizer;  // a finished tokenizer run (path, or name under runs/); empty: pixels
   std::string normalize = "none";  // none | standardize
   NetworkConfig network;           // its fields stand flat in [generator]
   std::string preconditioner = "simple_edm";
@@ -31,7 +31,8 @@ struct GeneratorConfig {
   void visit(ConfigVisitor& v);
 };
 
-std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config, const Preconditioner& preconditioner);
+std::unique_ptr<Objective> make_objective(const ObjectiveConfig& config,
+                                          const Preconditioner& preconditioner);
 
 /// The objective of `config`, checked against the network: kUsage (imm needs second_time).
 std::unique_ptr<Objective> make_objective(const GeneratorConfig& config);

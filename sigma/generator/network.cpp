@@ -23,18 +23,23 @@ constexpr double kNormEps = 1e-6;
 void NetworkConfig::visit(ConfigVisitor& v) {
   v.field("num_classes", num_classes, in(0, 100000), "labels; 0 = unconditional");
   v.field("patch_size", patch_size, in(1, 64), "side of a patch of an image; latents ignore it");
-  v.field("patch_overlap", patch_overlap, in(0, 64), "pixels an output patch reaches into its neighbours; at most patch_size");
-  v.choice("second_time", second_time, {"s", "delta", "none"}, "what the second time embedding takes: s, t - s, nothing");
-  v.field("time_scale", time_scale, above(0, 1e5), "times are multiplied by it before they are embedded");
-  v.choice("embedding_init", embedding_init, {"dit", "unit"},
-           "initial scale of time and label embeddings: 0.02 as published, or 1 for short trainings");
+  v.field("patch_overlap", patch_overlap, in(0, 64),
+          "pixels an output patch reaches into its neighbours; at most patch_size");
+  v.choice("second_time", second_time, {"s", "delta", "none"},
+           "what the second time embedding takes: s, t - s, nothing");
+  v.field("time_scale", time_scale, above(0, 1e5),
+          "times are multiplied by it before they are embedded");
+  v.choice(
+      "embedding_init", embedding_init, {"dit", "unit"},
+      "initial scale of time and label embeddings: 0.02 as published, or 1 for short trainings");
   v.table("trunk", trunk, "the transformer");
 }
 
-DiffusionTransformer::DiffusionTransformer(const NetworkConfig& config, const std::vector<int64_t>& sample_shape)
+DiffusionTransformer::DiffusionTransformer(const NetworkConfig& config,
+                                           const std::vector<int64_t>& sample_shape)
     : config_(config), tokens_(sample_shape.size() == 2) {
-  SIGMA_CHECK(kUsage, tokens_ || sample_shape.size() == 3, "network: expected samples [C,H,W] or [L,C], got {} axes",
-              sample_shape.size());
+  SIGMA_CHECK(kUsage, tokens_ || sample_shape.size() == 3,
+              "network: expected samples [C,H,W] or [L,C], got {} axes", sample_shape.size());
   if (tokens_) {
     channels_ = sample_shape[1];
     layout_.grid = {.frames = 1, .height = 1, .width = sample_shape[0]};
@@ -46,7 +51,8 @@ DiffusionTransformer::DiffusionTransformer(const NetworkConfig& config, const st
   }
   if (tokens_) config_.patch_overlap = 0;
   SIGMA_CHECK(kUsage, config_.patch_overlap <= config_.patch_size,
-              "generator.patch_overlap: expected at most patch_size = {}, got {}", config_.patch_size, config_.patch_overlap);
+              "generator.patch_overlap: expected at most patch_size = {}, got {}",
+              config_.patch_size, config_.patch_overlap);
   const int64_t hidden = config.trunk.hidden_size;
   const int64_t width = channels_ * config_.patch_size * config_.patch_size;
   const int64_t side_out = config_.patch_size + 2 * config_.patch_overlap;
@@ -58,44 +64,56 @@ DiffusionTransformer::DiffusionTransformer(const NetworkConfig& config, const st
   };
   const auto embedder = [&](const char* name) {
     auto mlp = child<Module>(name)->register_module("mlp", std::make_shared<Module>());
-    return std::vector{mlp->register_module("0", linear(2 * kTimeFrequencies)), mlp->register_module("2", linear(hidden))};
+    return std::vector{mlp->register_module("0", linear(2 * kTimeFrequencies)),
+                       mlp->register_module("2", linear(hidden))};
   };
-  x_embedder_ = child<Module>("x_embedder")->register_module("proj", std::make_shared<Linear>(width, hidden));
+  x_embedder_ =
+      child<Module>("x_embedder")->register_module("proj", std::make_shared<Linear>(width, hidden));
   t_embedder_ = embedder("t_embedder");
   if (config.second_time != "none") s_embedder_ = embedder("s_embedder");
   if (config.num_classes > 0) {
     struct Table : Module {
-      Table(int64_t rows, int64_t columns, double std) { parameter("weight", {rows, columns}, Init::normal(std)); }
+      Table(int64_t rows, int64_t columns, double std) {
+        parameter("weight", {rows, columns}, Init::normal(std));
+      }
     };
     auto table = child<Module>("y_embedder")
-                     ->register_module("embedding_table", std::make_shared<Table>(config.num_classes + 1, hidden, unit ? 1.0 : kEmbeddingStd));
+                     ->register_module("embedding_table",
+                                       std::make_shared<Table>(config.num_classes + 1, hidden,
+                                                               unit ? 1.0 : kEmbeddingStd));
     label_table_ = table->named_parameters()["weight"];
   }
   trunk_ = child<Trunk>("trunk", config_.trunk, layout_.grid, Conditioning::kAdaLnZero);
   auto final_layer = child<Module>("final_layer");
-  final_linear_ = final_layer->register_module("linear", std::make_shared<Linear>(hidden, channels_ * side_out * side_out, true, Init::zero()));
-  final_modulation_ = final_layer->register_module("adaLN_modulation", std::make_shared<Module>())
-                          ->register_module("1", std::make_shared<Linear>(hidden, 2 * hidden, true, Init::zero()));
+  final_linear_ = final_layer->register_module(
+      "linear",
+      std::make_shared<Linear>(hidden, channels_ * side_out * side_out, true, Init::zero()));
+  final_modulation_ =
+      final_layer->register_module("adaLN_modulation", std::make_shared<Module>())
+          ->register_module("1", std::make_shared<Linear>(hidden, 2 * hidden, true, Init::zero()));
 }
 
-Tensor DiffusionTransformer::embed_time(const std::vector<std::shared_ptr<Linear>>& mlp, const Tensor& v) const {
+Tensor DiffusionTransformer::embed_time(const std::vector<std::shared_ptr<Linear>>& mlp,
+                                        const Tensor& v) const {
   const Tensor weight_like = mlp[0]->parameters()[0];
-  const Tensor features = time_features(v * config_.time_scale, kTimeFrequencies).to(weight_like.options());
+  const Tensor features =
+      time_features(v * config_.time_scale, kTimeFrequencies).to(weight_like.options());
   return mlp[1]->forward(torch::silu(mlp[0]->forward(features)));
 }
 
-Output DiffusionTransformer::forward(const Tensor& x, const Tensor& t, const Tensor& s, const Condition& condition,
-                                     const Context& context) {
+Output DiffusionTransformer::forward(const Tensor& x, const Tensor& t, const Tensor& s,
+                                     const Condition& condition, const Context& context) {
   Tensor c = embed_time(t_embedder_, t);
-  if (!s_embedder_.empty()) c = c + embed_time(s_embedder_, config_.second_time == "delta" ? t - s : s);
+  if (!s_embedder_.empty())
+    c = c + embed_time(s_embedder_, config_.second_time == "delta" ? t - s : s);
   if (config_.num_classes > 0) {
     Tensor labels = condition.labels;
     if (!labels.defined()) labels = torch::full({x.size(0)}, config_.num_classes, torch::kInt64);
     if (labels.is_cpu() && labels.numel() > 0) {
       const int64_t low = labels.min().item<int64_t>();
       const int64_t high = labels.max().item<int64_t>();
-      SIGMA_CHECK(kUsage, low >= 0 && high <= config_.num_classes, "labels: expected in [0, {}], got {}",
-                  config_.num_classes, low < 0 ? low : high);
+      SIGMA_CHECK(kUsage, low >= 0 && high <= config_.num_classes,
+                  "labels: expected in [0, {}], got {}", config_.num_classes, low < 0 ? low : high);
     }
     c = c + torch::embedding(label_table_, labels.to(label_table_.device()));
   }
@@ -106,13 +124,16 @@ Output DiffusionTransformer::forward(const Tensor& x, const Tensor& t, const Ten
   const auto m = final_modulation_->forward(torch::silu(c)).chunk(2, 1);
   const Tensor last = to_compute(gated_norm(out.value, {}, {}, m[0], m[1], kNormEps).y, context);
   const Tensor G = at_least_float(final_linear_->forward(last));
-  out.value = tokens_ ? G : unpatchify(G, layout_.grid, config_.patch_size, channels_, config_.patch_overlap);
+  out.value =
+      tokens_ ? G
+              : unpatchify(G, layout_.grid, config_.patch_size, channels_, config_.patch_overlap);
   return out;
 }
 
 double DiffusionTransformer::flops() const {
   const auto N = static_cast<double>(layout_.tokens());
-  double sum = x_embedder_->flops(N) + final_linear_->flops(N) + final_modulation_->flops(1) + trunk_->flops(layout_);
+  double sum = x_embedder_->flops(N) + final_linear_->flops(N) + final_modulation_->flops(1) +
+               trunk_->flops(layout_);
   for (const auto& linear : t_embedder_) sum += linear->flops(1);
   for (const auto& linear : s_embedder_) sum += linear->flops(1);
   return sum;

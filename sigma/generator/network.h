@@ -1,15 +1,19 @@
-// The network slot of a generator, and the diffusion transformer (DiT, arXiv 2212.09748) with a second time.
+// The network slot of a generator, and the diffusion transformer (DiT, arXiv 2212.09748) with a
+// second time.
 //
-//   tokens = Linear(patches) + positions;  c = t_embedder(t) + s_embedder(s or t - s) + y_embedder(label)
-//   G = unpatchify(Linear(LN(trunk(tokens, c)) (1 + scale) + shift)),  (shift, scale) = Linear(silu(c))
-//   time embedding: Linear(silu(Linear([cos(v f) | sin(v f)]))), v = time_scale t, f_i = exp(-ln(10000) i/128), i < 128, float64
+//   tokens = Linear(patches) + positions;  c = t_embedder(t) + s_embedder(s or t - s) +
+//   y_embedder(label) G = unpatchify(Linear(LN(trunk(tokens, c)) (1 + scale) + shift)),  (shift,
+//   scale) = Linear(silu(c)) time embedding: Linear(silu(Linear([cos(v f) | sin(v f)]))), v =
+//   time_scale t, f_i = exp(-ln(10000) i/128), i < 128, float64
 //
-// With patch_overlap o, a token's output patch is p + 2 o wide and overlapping patches add up: no seams between large patches.
+// With patch_overlap o, a token's output patch is p + 2 o wide and overlapping patches add up: no
+// seams between large patches.
 //
-// Input [B,C,H,W] (patches of p x p) or [B,L,C] (latent tokens); output of the same shape, float32. The last linear and all
-// adaLN linears start at zero: G = 0 at step 0. The time MLPs and the label table start at N(0, 0.02^2) (`dit`), or so that labels
-// and times have unit scale (`unit`: labels N(0,1), MLPs N(0, 2/fan_in)), which short trainings need. Conditioning stays in float32. Parameter names are DiT's, with `trunk.` before
-// `blocks`.
+// Input [B,C,H,W] (patches of p x p) or [B,L,C] (latent tokens); output of the same shape, float32.
+// The last linear and all adaLN linears start at zero: G = 0 at step 0. The time MLPs and the label
+// table start at N(0, 0.02^2) (`dit`), or so that labels and times have unit scale (`unit`: labels
+// N(0,1), MLPs N(0, 2/fan_in)), which short trainings need. Conditioning stays in float32.
+// Parameter names are DiT's, with `trunk.` before `blocks`.
 #pragma once
 
 #include <memory>
@@ -54,13 +58,14 @@ class DiffusionTransformer : public Network {
  public:
   /// sample_shape: [C,H,W] or [L,C]. Errors: kUsage (patch_size does not divide a side, ...).
   DiffusionTransformer(const NetworkConfig& config, const std::vector<int64_t>& sample_shape);
-  Output forward(const torch::Tensor& x, const torch::Tensor& t, const torch::Tensor& s, const Condition& condition,
-                 const Context& context) override;
+  Output forward(const torch::Tensor& x, const torch::Tensor& t, const torch::Tensor& s,
+                 const Condition& condition, const Context& context) override;
   int64_t num_classes() const override { return config_.num_classes; }
   double flops() const override;
 
  private:
-  torch::Tensor embed_time(const std::vector<std::shared_ptr<Linear>>& mlp, const torch::Tensor& v) const;
+  torch::Tensor embed_time(const std::vector<std::shared_ptr<Linear>>& mlp,
+                           const torch::Tensor& v) const;
 
   NetworkConfig config_;
   bool tokens_;  // [L,C] input

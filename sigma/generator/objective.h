@@ -1,6 +1,8 @@
-// The objective slot of a generator: how a network is trained to jump from a noisy x_t to x_s, and how it jumps.
+// The objective slot of a generator: how a network is trained to jump from a noisy x_t to x_s, and
+// how it jumps.
 //
-// draw() holds all randomness, loss() none, jump() is all that samplers use. Times are float64 [B]; s <= r < t.
+// draw() holds all randomness, loss() none, jump() is all that samplers use. Times are float64 [B];
+// s <= r < t.
 #pragma once
 
 #include <memory>
@@ -20,12 +22,14 @@ struct GeneratorBatch {
 };
 
 struct Draws {
-  torch::Tensor t, r, s;         // float64 [B]; r undefined where unused
-  torch::Tensor eps;             // as data: sigma_data times standard normal
-  torch::Tensor student_labels;  // labels with some replaced by the null label; undefined without labels
+  torch::Tensor t, r, s;  // float64 [B]; r undefined where unused
+  torch::Tensor eps;      // as data: sigma_data times standard normal
+  torch::Tensor
+      student_labels;  // labels with some replaced by the null label; undefined without labels
 };
 
-/// G = G_null + scale (G_cond - G_null) on all channels of raw G, for t in [t_lo, t_hi]; scale 1 is one conditional pass.
+/// G = G_null + scale (G_cond - G_null) on all channels of raw G, for t in [t_lo, t_hi]; scale 1 is
+/// one conditional pass.
 struct GuidanceConfig {
   double scale = 1;
   double t_lo = 0;
@@ -44,28 +48,33 @@ class Objective {
   virtual ~Objective() = default;
   virtual Needs needs() const = 0;
   /// `context.samples` are the indices in the global batch.
-  virtual Draws draw(const GeneratorBatch& batch, int64_t null_label, const Context& context) const = 0;
-  /// `target`: the network whose no_grad output the student is compared with (IMM: the student itself).
-  virtual Output loss(Network& student, Network& target, const GeneratorBatch& batch, const Draws& draws,
-                      const Context& context) const = 0;
+  virtual Draws draw(const GeneratorBatch& batch, int64_t null_label,
+                     const Context& context) const = 0;
+  /// `target`: the network whose no_grad output the student is compared with (IMM: the student
+  /// itself).
+  virtual Output loss(Network& student, Network& target, const GeneratorBatch& batch,
+                      const Draws& draws, const Context& context) const = 0;
   /// x_t -> x_s; t, s float64 [B]. Errors: kUsage (guidance without labels).
-  virtual torch::Tensor jump(Network& network, const torch::Tensor& x_t, const torch::Tensor& t, const torch::Tensor& s,
-                             const Condition& condition, const GuidanceConfig& guidance,
-                             const Context& context) const = 0;
+  virtual torch::Tensor jump(Network& network, const torch::Tensor& x_t, const torch::Tensor& t,
+                             const torch::Tensor& s, const Condition& condition,
+                             const GuidanceConfig& guidance, const Context& context) const = 0;
   /// Forward passes a training step costs (a backward counts two).
   virtual double passes_per_step() const = 0;
 };
 
 /// Raw network output at (x_t, t, s): x_t scaled by c_in and cast to the network's dtype.
-Output raw_output(Network& network, const Preconditioner& f, const torch::Tensor& x_t, const torch::Tensor& t,
-                  const torch::Tensor& s, const Condition& condition, const Context& context);
+Output raw_output(Network& network, const Preconditioner& f, const torch::Tensor& x_t,
+                  const torch::Tensor& t, const torch::Tensor& s, const Condition& condition,
+                  const Context& context);
 /// The same under guidance: at most one doubled batch, null rows first.
-torch::Tensor guided_output(Network& network, const Preconditioner& f, const torch::Tensor& x_t, const torch::Tensor& t,
-                            const torch::Tensor& s, const Condition& condition, const GuidanceConfig& guidance,
+torch::Tensor guided_output(Network& network, const Preconditioner& f, const torch::Tensor& x_t,
+                            const torch::Tensor& t, const torch::Tensor& s,
+                            const Condition& condition, const GuidanceConfig& guidance,
                             const Context& context);
 /// eps of a training batch: sigma_data times normal numbers keyed by the samples.
 torch::Tensor draw_noise(const torch::Tensor& like, double sigma_data, const Context& context);
 /// Labels with a share replaced by `null_label`, keyed by the samples; undefined stays undefined.
-torch::Tensor drop_labels(const torch::Tensor& labels, double share, int64_t null_label, const Context& context);
+torch::Tensor drop_labels(const torch::Tensor& labels, double share, int64_t null_label,
+                          const Context& context);
 
 }  // namespace sigma

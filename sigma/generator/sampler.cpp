@@ -11,8 +11,8 @@ namespace {
 
 using torch::Tensor;
 
-Tensor keyed_normal(const std::vector<int64_t>& sample_shape, double scale, uint64_t seed, Purpose purpose, uint32_t site,
-                    const Tensor& indices, torch::Device device) {
+Tensor keyed_normal(const std::vector<int64_t>& sample_shape, double scale, uint64_t seed,
+                    Purpose purpose, uint32_t site, const Tensor& indices, torch::Device device) {
   std::vector<int64_t> shape{indices.numel()};
   shape.insert(shape.end(), sample_shape.begin(), sample_shape.end());
   // Drawn in float32: the prior is the same number whatever the state's precision.
@@ -37,7 +37,8 @@ std::vector<double> sampler_times(const SamplerConfig& config, const Path& path)
   std::vector<double> times;
   if (config.schedule == "explicit") {
     SIGMA_CHECK(kUsage, static_cast<int64_t>(config.mid_eta.size()) == N - 1,
-                "sampler.mid_eta: expected {} numbers for {} steps, got {}", N - 1, N, config.mid_eta.size());
+                "sampler.mid_eta: expected {} numbers for {} steps, got {}", N - 1, N,
+                config.mid_eta.size());
     times.push_back(path.t_max());
     for (const double eta : config.mid_eta) times.push_back(path.eta_inverse(eta));
     times.push_back(path.t_min());
@@ -53,19 +54,21 @@ std::vector<double> sampler_times(const SamplerConfig& config, const Path& path)
       if (i == 0) times.push_back(high);
       else if (i == N) times.push_back(low);
       else if (config.schedule == "uniform") times.push_back(high + w * (low - high));
-      else times.push_back(path.eta_inverse(std::pow(root_high + w * (root_low - root_high), config.rho)));
+      else
+        times.push_back(
+            path.eta_inverse(std::pow(root_high + w * (root_low - root_high), config.rho)));
     }
   }
   for (size_t i = 1; i < times.size(); ++i) {
-    SIGMA_CHECK(kUsage, times[i] < times[i - 1], "sampler: expected falling times, got {} after {}", times[i],
-                times[i - 1]);
+    SIGMA_CHECK(kUsage, times[i] < times[i - 1], "sampler: expected falling times, got {} after {}",
+                times[i], times[i - 1]);
   }
   return times;
 }
 
 Tensor sample(const Objective& objective, const Path& path, Network& network, const Tensor& noise,
-              const Condition& condition, const SamplerConfig& config, const Context& context, const FreshNoise& fresh,
-              const std::function<void(const Tensor&)>& each) {
+              const Condition& condition, const SamplerConfig& config, const Context& context,
+              const FreshNoise& fresh, const std::function<void(const Tensor&)>& each) {
   const torch::NoGradGuard no_grad;
   const std::vector<double> times = sampler_times(config, path);
   const auto filled = [&](double value) {
@@ -75,7 +78,8 @@ Tensor sample(const Objective& objective, const Path& path, Network& network, co
   for (size_t i = 0; i + 1 < times.size(); ++i) {
     const bool restart = config.kind == "restart";
     const double to = restart ? times.back() : times[i + 1];
-    x = objective.jump(network, x, filled(times[i]), filled(to), condition, config.guidance, context);
+    x = objective.jump(network, x, filled(times[i]), filled(to), condition, config.guidance,
+                       context);
     if (each) each(x);
     if (restart && i + 2 < times.size()) {
       x = path.interpolate(x, fresh(static_cast<int64_t>(i)), filled(times[i + 1]));
@@ -84,15 +88,16 @@ Tensor sample(const Objective& objective, const Path& path, Network& network, co
   return x;
 }
 
-Tensor prior_noise(const std::vector<int64_t>& sample_shape, double sigma_data, uint64_t seed, const Tensor& indices,
-                   torch::Device device) {
+Tensor prior_noise(const std::vector<int64_t>& sample_shape, double sigma_data, uint64_t seed,
+                   const Tensor& indices, torch::Device device) {
   return keyed_normal(sample_shape, sigma_data, seed, Purpose::kPrior, 0, indices, device);
 }
 
 FreshNoise restart_noise(const std::vector<int64_t>& sample_shape, double sigma_data, uint64_t seed,
                          const Tensor& indices, torch::Device device) {
   return [=](int64_t site) {
-    return keyed_normal(sample_shape, sigma_data, seed, Purpose::kRestart, static_cast<uint32_t>(site), indices, device);
+    return keyed_normal(sample_shape, sigma_data, seed, Purpose::kRestart,
+                        static_cast<uint32_t>(site), indices, device);
   };
 }
 

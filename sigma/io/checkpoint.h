@@ -30,7 +30,7 @@ struct CheckpointContents {
   int64_t images_seen = 0;
   std::string run_id;
   std::vector<CheckpointFile> files;
-  Json state = Json::object();                                // state.json
+  Json state = Json::object();  // state.json
   std::string config_toml;
   Json manifest_extra =
       Json::object();  // config_sha256, data_sha256, version, git, ...: merged into the manifest

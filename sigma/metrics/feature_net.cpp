@@ -39,7 +39,8 @@ FeatureNet::FeatureNet(int64_t channels, int64_t num_classes) {
     in = kWidths[i];
   }
   const int64_t pooled = in * kPooled * kPooled;
-  feature_ = child<Linear>("feature", pooled, kFeature, true, Init::uniform(1 / std::sqrt(static_cast<double>(pooled))));
+  feature_ = child<Linear>("feature", pooled, kFeature, true,
+                           Init::uniform(1 / std::sqrt(static_cast<double>(pooled))));
   logits_ = child<Linear>("logits", kFeature, num_classes, true,
                           Init::uniform(1 / std::sqrt(static_cast<double>(kFeature))));
 }
@@ -50,7 +51,8 @@ FeatureNet::Result FeatureNet::forward(const Tensor& images) const {
     x = torch::relu(torch::conv2d(x, kernels_[i], biases_[i], /*stride=*/1, /*padding=*/1));
     if (i + 1 < kernels_.size()) x = torch::max_pool2d(x, 2);
   }
-  const Tensor features = torch::relu(feature_->forward(torch::adaptive_avg_pool2d(x, {kPooled, kPooled}).flatten(1)));
+  const Tensor features =
+      torch::relu(feature_->forward(torch::adaptive_avg_pool2d(x, {kPooled, kPooled}).flatten(1)));
   return {.features = features, .logits = logits_->forward(features)};
 }
 
@@ -75,12 +77,13 @@ FeatureExtractor load_feature_extractor(const std::string& name, torch::Device d
   extractor.name = name;
   extractor.sha256 = sha256_file(path);
   const auto channels = static_cast<int64_t>(number("channels"));
-  extractor.net = std::make_shared<FeatureNet>(channels, static_cast<int64_t>(number("num_classes")));
+  extractor.net =
+      std::make_shared<FeatureNet>(channels, static_cast<int64_t>(number("num_classes")));
   const torch::NoGradGuard no_grad;
   for (auto& parameter : extractor.net->named_parameters()) {
     const Tensor stored = file.load(parameter.key());
-    SIGMA_CHECK(kData, stored.sizes() == parameter.value().sizes(), "{}: tensor {} has another shape than the network",
-                path, parameter.key());
+    SIGMA_CHECK(kData, stored.sizes() == parameter.value().sizes(),
+                "{}: tensor {} has another shape than the network", path, parameter.key());
     parameter.value().copy_(stored);
   }
   extractor.net->to(device);

@@ -1,7 +1,9 @@
-// The small classifier whose features Frechet distances here are measured on: `fd_fashion_cnn` (never called FID).
+// The small classifier whose features Frechet distances here are measured on: `fd_fashion_cnn`
+// (never called FID).
 //
-//   conv3x3 c-64, max-pool 2, conv3x3 64-128, max-pool 2, conv3x3 128-128 (ReLU each), adaptive average pool 2x2,
-//   linear 512-128, ReLU: the feature;  linear 128-classes: the logits.  Input in [-1, 1].
+//   conv3x3 c-64, max-pool 2, conv3x3 64-128, max-pool 2, conv3x3 128-128 (ReLU each), adaptive
+//   average pool 2x2, linear 512-128, ReLU: the feature;  linear 128-classes: the logits.  Input in
+//   [-1, 1].
 #pragma once
 
 #include <memory>
@@ -38,15 +40,16 @@ struct FeatureExtractor {
   std::string name;    // "fd_fashion_cnn"
   std::string sha256;  // of the weights file
   std::shared_ptr<FeatureNet> net;
-  FeatureStatistics reference;   // training images
-  std::string reference_name;    // "fashion train"
-  double floor = 0;              // distance of the test images to the reference
-  double accuracy = 0;           // of the logits on the test images
+  FeatureStatistics reference;  // training images
+  std::string reference_name;   // "fashion train"
+  double floor = 0;             // distance of the test images to the reference
+  double accuracy = 0;          // of the logits on the test images
 };
 /// Loads assets/NAME.safetensors. Errors: kUsage (no such asset), kData.
 FeatureExtractor load_feature_extractor(const std::string& name, torch::Device device);
 
 /// Features and logits of uint8 images [N,C,H,W], in batches.
-FeatureNet::Result extract(const FeatureNet& net, const torch::Tensor& images, torch::Device device);
+FeatureNet::Result extract(const FeatureNet& net, const torch::Tensor& images,
+                           torch::Device device);
 
 }  // namespace sigma

@@ -9,7 +9,8 @@
 
 namespace sigma {
 
-/// x [B, N, C] -> [B, N, C] in x's dtype. It never owns positions: `rope` is the trunk's, null without rotary embeddings.
+/// x [B, N, C] -> [B, N, C] in x's dtype. It never owns positions: `rope` is the trunk's, null
+/// without rotary embeddings.
 class Attention : public Module {
  public:
   virtual torch::Tensor forward(const torch::Tensor& x, const TokenLayout& layout, const Rope* rope,

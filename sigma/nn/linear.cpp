@@ -25,7 +25,8 @@ Tensor LayerNorm::forward(const Tensor& x) const {
   return torch::layer_norm(at_least_float(x), {dim_}, weight_, bias_, eps_);
 }
 
-RmsNorm::RmsNorm(int64_t dim, double eps) : eps_(eps), weight_(parameter("weight", {dim}, Init::one())) {}
+RmsNorm::RmsNorm(int64_t dim, double eps)
+    : eps_(eps), weight_(parameter("weight", {dim}, Init::one())) {}
 
 Tensor RmsNorm::forward(const Tensor& x) const {
   const Tensor wide = at_least_float(x);

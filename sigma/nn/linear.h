@@ -22,7 +22,8 @@ class Linear : public Module {
   torch::Tensor bias_;
 };
 
-/// (x - mean) / sqrt(var + eps) over the last axis, times weight plus bias if affine. Computed and returned in at least float32.
+/// (x - mean) / sqrt(var + eps) over the last axis, times weight plus bias if affine. Computed and
+/// returned in at least float32.
 class LayerNorm : public Module {
  public:
   LayerNorm(int64_t dim, bool affine, double eps = 1e-6);
@@ -35,7 +36,8 @@ class LayerNorm : public Module {
   torch::Tensor bias_;
 };
 
-/// x / sqrt(mean(x^2) + eps) times weight over the last axis, in at least float32, returned in x's dtype.
+/// x / sqrt(mean(x^2) + eps) times weight over the last axis, in at least float32, returned in x's
+/// dtype.
 class RmsNorm : public Module {
  public:
   explicit RmsNorm(int64_t dim, double eps = 1e-6);

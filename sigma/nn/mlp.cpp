@@ -9,7 +9,8 @@ namespace sigma {
 torch::Tensor activate(const torch::Tensor& x, const std::string& activation) {
   if (activation == "silu") return torch::silu(x);
   if (activation == "gelu") return torch::gelu(x);
-  SIGMA_CHECK(kUsage, activation == "gelu_tanh", "activation: expected silu, gelu or gelu_tanh, got {}", activation);
+  SIGMA_CHECK(kUsage, activation == "gelu_tanh",
+              "activation: expected silu, gelu or gelu_tanh, got {}", activation);
   return torch::gelu(x, "tanh");
 }
 
@@ -19,7 +20,9 @@ DenseMlp::DenseMlp(int64_t dim, int64_t hidden, std::string activation)
       fc2_(child<Linear>("fc2", hidden, dim)) {}
 
 Output DenseMlp::forward(const torch::Tensor& x, const Context&) {
-  return {.value = fc2_->forward(activate(fc1_->forward(x), activation_)), .losses = {}, .statistics = {}};
+  return {.value = fc2_->forward(activate(fc1_->forward(x), activation_)),
+          .losses = {},
+          .statistics = {}};
 }
 
 double DenseMlp::flops(int64_t tokens) const {

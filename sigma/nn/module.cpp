@@ -58,7 +58,8 @@ void initialize(torch::nn::Module& root, uint64_t seed) {
     }
   };
   visit(root, "");
-  for (const auto& item : root.named_modules("", /*include_self=*/false)) visit(*item.value(), item.key() + ".");
+  for (const auto& item : root.named_modules("", /*include_self=*/false))
+    visit(*item.value(), item.key() + ".");
 }
 
 }  // namespace sigma

@@ -1,8 +1,9 @@
 // Modules and initial weights.
 //
-// Modules are plain torch::nn::Module. A constructor allocates its parameters and declares a rule for each; the root then calls
-// initialize(), which fills every parameter from the counter-based generator, keyed by its full name. So initial weights depend
-// on the seed and the names alone: not on the order of construction, and not on what else the model holds.
+// Modules are plain torch::nn::Module. A constructor allocates its parameters and declares a rule
+// for each; the root then calls initialize(), which fills every parameter from the counter-based
+// generator, keyed by its full name. So initial weights depend on the seed and the names alone: not
+// on the order of construction, and not on what else the model holds.
 #pragma once
 
 #include <torch/nn/module.h>
@@ -24,7 +25,8 @@ struct Init {
   static Init one() { return {Kind::kOne, 0}; }
   static Init normal(double std) { return {Kind::kNormal, std}; }
   static Init uniform(double half_width) { return {Kind::kUniform, half_width}; }
-  /// Uniform in +-sqrt(6 / (rows + columns)) of a matrix [rows, columns...] (Glorot and Bengio 2010).
+  /// Uniform in +-sqrt(6 / (rows + columns)) of a matrix [rows, columns...] (Glorot and Bengio
+  /// 2010).
   static Init xavier() { return {Kind::kXavier, 0}; }
 };
 
@@ -46,7 +48,8 @@ class Module : public torch::nn::Module {
   std::map<std::string, Init> rules_;
 };
 
-/// Fills all parameters below `root` by their rules. Errors: kFailure for a parameter without a rule.
+/// Fills all parameters below `root` by their rules. Errors: kFailure for a parameter without a
+/// rule.
 void initialize(torch::nn::Module& root, uint64_t seed);
 
 }  // namespace sigma

@@ -26,7 +26,8 @@ struct Output {
   }
 
  private:
-  static void add(std::map<std::string, torch::Tensor>& into, const std::string& name, const torch::Tensor& value) {
+  static void add(std::map<std::string, torch::Tensor>& into, const std::string& name,
+                  const torch::Tensor& value) {
     const auto found = into.find(name);
     if (found == into.end()) into.emplace(name, value);
     else found->second = found->second + value;

@@ -18,7 +18,8 @@ Tensor grid_positions(const Grid& grid) {
   const auto axis = [](int64_t size) { return torch::arange(size, torch::kDouble); };
   const auto mesh = torch::meshgrid({axis(grid.frames), axis(grid.height), axis(grid.width)}, "ij");
   std::vector<Tensor> columns;
-  for (int a = 3 - grid.axes(); a < 3; ++a) columns.push_back(mesh[static_cast<size_t>(a)].reshape({-1}));
+  for (int a = 3 - grid.axes(); a < 3; ++a)
+    columns.push_back(mesh[static_cast<size_t>(a)].reshape({-1}));
   return torch::stack(columns, -1);
 }
 
@@ -27,7 +28,8 @@ Tensor grid_positions(const Grid& grid) {
 void RopeConfig::visit(ConfigVisitor& v) {
   v.field("theta", theta, above(1, 1e6), "base of the rotary frequencies");
   v.choice("pairing", pairing, {"interleaved", "half"}, "which channels form a pair");
-  v.field("axis_dims", axis_dims, in(2, 8192), "rotated channels an axis (frames, rows, columns); [] = all, split evenly");
+  v.field("axis_dims", axis_dims, in(2, 8192),
+          "rotated channels an axis (frames, rows, columns); [] = all, split evenly");
 }
 
 std::vector<int64_t> rope_axis_dims(const RopeConfig& config, int64_t head_dim, int axes) {
@@ -40,26 +42,29 @@ std::vector<int64_t> rope_axis_dims(const RopeConfig& config, int64_t head_dim, 
       dims = {head_dim - 2 * side, side, side};
     }
   }
-  SIGMA_CHECK(kUsage, static_cast<int>(dims.size()) == axes, "rope.axis_dims: expected {} numbers, one an axis, got {}",
-              axes, dims.size());
+  SIGMA_CHECK(kUsage, static_cast<int>(dims.size()) == axes,
+              "rope.axis_dims: expected {} numbers, one an axis, got {}", axes, dims.size());
   for (const int64_t d : dims) {
-    SIGMA_CHECK(kUsage, d >= 2 && d % 2 == 0, "rope: expected an even number of channels on each axis, got {} of {}", d,
+    SIGMA_CHECK(kUsage, d >= 2 && d % 2 == 0,
+                "rope: expected an even number of channels on each axis, got {} of {}", d,
                 head_dim);
   }
   const int64_t sum = std::accumulate(dims.begin(), dims.end(), int64_t{0});
-  SIGMA_CHECK(kUsage, sum <= head_dim, "rope.axis_dims: expected a sum of at most head_dim = {}, got {}", head_dim, sum);
+  SIGMA_CHECK(kUsage, sum <= head_dim,
+              "rope.axis_dims: expected a sum of at most head_dim = {}, got {}", head_dim, sum);
   return dims;
 }
 
-Rope::Rope(const RopeConfig& config, int64_t head_dim, const TokenLayout& layout, torch::ScalarType dtype,
-           torch::Device device)
+Rope::Rope(const RopeConfig& config, int64_t head_dim, const TokenLayout& layout,
+           torch::ScalarType dtype, torch::Device device)
     : axis_dims_(rope_axis_dims(config, head_dim, layout.grid.axes())),
       theta_(config.theta),
       interleaved_(config.pairing == "interleaved"),
       dtype_(dtype),
       device_(device) {
   Tensor positions = grid_positions(layout.grid);
-  if (layout.visible.defined()) positions = positions.index({layout.visible.cpu()});  // [B, n, axes]
+  if (layout.visible.defined())
+    positions = positions.index({layout.visible.cpu()});  // [B, n, axes]
   table_ = at(positions);
   const auto pad = [&](const Tensor& t, double value) {
     return torch::constant_pad_nd(t, {0, 0, layout.before, layout.after}, value);
@@ -69,12 +74,14 @@ Rope::Rope(const RopeConfig& config, int64_t head_dim, const TokenLayout& layout
 
 RopeTable Rope::at(const Tensor& positions) const {
   SIGMA_CHECK(kUsage, positions.size(-1) == static_cast<int64_t>(axis_dims_.size()),
-              "rope: expected positions with {} axes, got {}", axis_dims_.size(), positions.size(-1));
+              "rope: expected positions with {} axes, got {}", axis_dims_.size(),
+              positions.size(-1));
   const Tensor p = positions.to(torch::kDouble);
   std::vector<Tensor> angles;
   for (size_t a = 0; a < axis_dims_.size(); ++a) {
     const auto d = static_cast<double>(axis_dims_[a]);
-    const Tensor frequency = torch::pow(theta_, torch::arange(axis_dims_[a] / 2, p.options()) * (-2 / d));
+    const Tensor frequency =
+        torch::pow(theta_, torch::arange(axis_dims_[a] / 2, p.options()) * (-2 / d));
     angles.push_back(p.index({"...", static_cast<int64_t>(a)}).unsqueeze(-1) * frequency);
   }
   const Tensor angle = torch::cat(angles, -1);
@@ -83,11 +90,11 @@ RopeTable Rope::at(const Tensor& positions) const {
 }
 
 Tensor Rope::rotate(const Tensor& x, const RopeTable& table) const {
-  SIGMA_CHECK(kUsage, table.cos.size(-2) == x.size(2), "rope: expected a table of {} tokens, got {}", x.size(2),
-              table.cos.size(-2));
+  SIGMA_CHECK(kUsage, table.cos.size(-2) == x.size(2),
+              "rope: expected a table of {} tokens, got {}", x.size(2), table.cos.size(-2));
   const bool batched = table.cos.dim() == 3;
-  return rotate_pairs(x, batched ? table.cos.unsqueeze(1) : table.cos, batched ? table.sin.unsqueeze(1) : table.sin,
-                      interleaved_);
+  return rotate_pairs(x, batched ? table.cos.unsqueeze(1) : table.cos,
+                      batched ? table.sin.unsqueeze(1) : table.sin, interleaved_);
 }
 
 Tensor rotate_pairs(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved) {
@@ -104,7 +111,8 @@ Tensor rotate_pairs(const Tensor& x, const Tensor& cos, const Tensor& sin, bool 
     const Tensor b = part.narrow(-1, rotary / 2, rotary / 2);
     rotated = torch::cat({a * cos - b * sin, a * sin + b * cos}, -1);
   }
-  if (rotary < x.size(-1)) rotated = torch::cat({rotated, wide.narrow(-1, rotary, x.size(-1) - rotary)}, -1);
+  if (rotary < x.size(-1))
+    rotated = torch::cat({rotated, wide.narrow(-1, rotary, x.size(-1) - rotary)}, -1);
   return rotated.to(x.scalar_type());
 }
 

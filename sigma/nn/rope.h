@@ -1,11 +1,14 @@
-// Rotary position embeddings on 1, 2 or 3 axes (RoFormer, arXiv 2104.09864; axial form as in arXiv 2403.13298).
+// Rotary position embeddings on 1, 2 or 3 axes (RoFormer, arXiv 2104.09864; axial form as in arXiv
+// 2403.13298).
 //
-//   Axis a with position p_a and d_a channels has angles p_a theta^(-2k/d_a), k < d_a/2; axes in the order frames, rows, columns.
-//   A pair (x, y) of channels with angle w becomes (x cos w - y sin w, x sin w + y cos w).
-//   Pairs: interleaved (2k, 2k+1) or half (k, k + R/2), R = sum of d_a <= head_dim; the other channels are kept.
+//   Axis a with position p_a and d_a channels has angles p_a theta^(-2k/d_a), k < d_a/2; axes in
+//   the order frames, rows, columns. A pair (x, y) of channels with angle w becomes (x cos w - y
+//   sin w, x sin w + y cos w). Pairs: interleaved (2k, 2k+1) or half (k, k + R/2), R = sum of d_a
+//   <= head_dim; the other channels are kept.
 //
-// Angles are computed in float64 (in float32 they are off by 1.7e-3 at position 32,767), tables kept in float32 (float64 for
-// float64 inputs), the rotation done in at least float32 and cast back. Not supported here: scaled positions, one theta an axis.
+// Angles are computed in float64 (in float32 they are off by 1.7e-3 at position 32,767), tables
+// kept in float32 (float64 for float64 inputs), the rotation done in at least float32 and cast
+// back. Not supported here: scaled positions, one theta an axis.
 #pragma once
 
 #include <torch/types.h>
@@ -22,7 +25,8 @@ namespace sigma {
 struct RopeConfig {
   double theta = 10000;
   std::string pairing = "interleaved";  // interleaved | half
-  std::vector<int64_t> axis_dims;       // channels an axis; empty: by the number of axes (D | D/2, D/2 | rest, 2[D/6] twice)
+  std::vector<int64_t> axis_dims;  // channels an axis; empty: by the number of axes (D | D/2, D/2 |
+                                   // rest, 2[D/6] twice)
   void visit(ConfigVisitor& v);
 };
 
@@ -32,17 +36,20 @@ struct RopeTable {
   torch::Tensor sin;
 };
 
-/// Channels an axis for `axes` axes of a head of `head_dim` channels. Errors: kUsage (odd axis, sum above head_dim, ...).
+/// Channels an axis for `axes` axes of a head of `head_dim` channels. Errors: kUsage (odd axis, sum
+/// above head_dim, ...).
 std::vector<int64_t> rope_axis_dims(const RopeConfig& config, int64_t head_dim, int axes);
 
 class Rope {
  public:
-  /// Tables for the tokens of `layout`: grid tokens at their raster positions, the others not rotated.
-  Rope(const RopeConfig& config, int64_t head_dim, const TokenLayout& layout, torch::ScalarType dtype,
-       torch::Device device);
+  /// Tables for the tokens of `layout`: grid tokens at their raster positions, the others not
+  /// rotated.
+  Rope(const RopeConfig& config, int64_t head_dim, const TokenLayout& layout,
+       torch::ScalarType dtype, torch::Device device);
 
   const RopeTable& table() const { return table_; }
-  /// Tables for `positions` [N, axes] or [B, N, axes] (numbers, not only whole ones), in the order of the axes.
+  /// Tables for `positions` [N, axes] or [B, N, axes] (numbers, not only whole ones), in the order
+  /// of the axes.
   RopeTable at(const torch::Tensor& positions) const;
   /// x [B, H, N, D] rotated by `table`.
   torch::Tensor rotate(const torch::Tensor& x, const RopeTable& table) const;
@@ -57,6 +64,7 @@ class Rope {
 };
 
 /// The definition: x [B, H, N, D] rotated by cos, sin that broadcast to [B, H, N, R/2].
-torch::Tensor rotate_pairs(const torch::Tensor& x, const torch::Tensor& cos, const torch::Tensor& sin, bool interleaved);
+torch::Tensor rotate_pairs(const torch::Tensor& x, const torch::Tensor& cos,
+                           const torch::Tensor& sin, bool interleaved);
 
 }  // namespace sigma

@@ -1,4 +1,5 @@
-// Where the tokens of a sequence stand: [before | grid in raster order | after], and who may see whom.
+// Where the tokens of a sequence stand: [before | grid in raster order | after], and who may see
+// whom.
 #pragma once
 
 #include <torch/types.h>
@@ -21,13 +22,14 @@ struct Grid {
 enum class Pattern {
   kFull,         // every token sees every token
   kCausal,       // a token sees itself and the tokens before it
-  kCausalAfter,  // before and grid tokens see each other; after-token a sees these and after-tokens b <= a
+  kCausalAfter,  // before and grid tokens see each other; after-token a sees these and after-tokens
+                 // b <= a
 };
 
 struct TokenLayout {
   int64_t before = 0;  // class and prefix tokens
   Grid grid;
-  int64_t after = 0;   // latent tokens
+  int64_t after = 0;  // latent tokens
   Pattern pattern = Pattern::kFull;
   /// Grid tokens that are there [B, n] int64 (masked encoders); undefined: all.
   torch::Tensor visible;

@@ -15,7 +15,8 @@ constexpr double kStdFloor = 1e-6;
 
 // Parameters that are not a layer's: queries, positions.
 struct Tokens : Module {
-  Tokens(const char* name, int64_t count, int64_t dim) : value(parameter(name, {count, dim}, Init::normal(kTokenStd))) {}
+  Tokens(const char* name, int64_t count, int64_t dim)
+      : value(parameter(name, {count, dim}, Init::normal(kTokenStd))) {}
   Tensor value;
 };
 
@@ -26,7 +27,9 @@ void EncoderConfig::visit(ConfigVisitor& v) {
   v.table("trunk", trunk, "the encoder's transformer");
 }
 
-void DecoderConfig::visit(ConfigVisitor& v) { v.table("trunk", trunk, "the decoder's transformer"); }
+void DecoderConfig::visit(ConfigVisitor& v) {
+  v.table("trunk", trunk, "the decoder's transformer");
+}
 
 void BottleneckConfig::visit(ConfigVisitor& v) {
   v.choice("kind", kind, {"ae"}, "what stands between encoder and decoder");
@@ -34,7 +37,8 @@ void BottleneckConfig::visit(ConfigVisitor& v) {
 }
 
 void LatentNormConfig::visit(ConfigVisitor& v) {
-  v.field("images", images, in(100, 1e7), "training images that the latents' mean and deviation are measured on");
+  v.field("images", images, in(100, 1e7),
+          "training images that the latents' mean and deviation are measured on");
 }
 
 void TokenizerConfig::visit(ConfigVisitor& v) {
@@ -47,7 +51,8 @@ void TokenizerConfig::visit(ConfigVisitor& v) {
 
 Tokenizer::Tokenizer(const TokenizerConfig& config, const std::vector<int64_t>& image_shape)
     : config_(config), image_shape_(image_shape) {
-  SIGMA_CHECK(kUsage, image_shape.size() == 3, "tokenizer: expected images [C,H,W], got {} axes", image_shape.size());
+  SIGMA_CHECK(kUsage, image_shape.size() == 3, "tokenizer: expected images [C,H,W], got {} axes",
+              image_shape.size());
   layout_.grid = patch_grid(image_shape[1], image_shape[2], config.patch_size);
   layout_.after = config.encoder.queries;
   const int64_t patch_width = image_shape[0] * config.patch_size * config.patch_size;
@@ -66,10 +71,12 @@ Tokenizer::Tokenizer(const TokenizerConfig& config, const std::vector<int64_t>& 
   up_ = child<Linear>("up", Z, Cd);
   auto decoder = child<Module>("decoder");
   image_query_ = decoder->register_module("image", std::make_shared<Tokens>("query", 1, Cd))->value;
-  latent_positions_ = decoder->register_module("latent", std::make_shared<Tokens>("positions", L, Cd))->value;
+  latent_positions_ =
+      decoder->register_module("latent", std::make_shared<Tokens>("positions", L, Cd))->value;
   decoder_trunk_ = decoder->register_module(
       "trunk", std::make_shared<Trunk>(config.decoder.trunk, layout_.grid, Conditioning::kNone));
-  decoder_norm_ = decoder->register_module("norm", std::make_shared<LayerNorm>(Cd, /*affine=*/true));
+  decoder_norm_ =
+      decoder->register_module("norm", std::make_shared<LayerNorm>(Cd, /*affine=*/true));
   head_ = decoder->register_module("head", std::make_shared<Linear>(Cd, patch_width));
   auto norm = child<Module>("latent_norm");
   latent_mean_ = norm->register_buffer("mean", torch::zeros({Z}, torch::kDouble));
@@ -77,9 +84,11 @@ Tokenizer::Tokenizer(const TokenizerConfig& config, const std::vector<int64_t>& 
 }
 
 Output Tokenizer::encode_raw(const Tensor& images, const Context& context) {
-  const Tensor patches = patch_embed_->forward(to_compute(patchify(images, config_.patch_size), context));
+  const Tensor patches =
+      patch_embed_->forward(to_compute(patchify(images, config_.patch_size), context));
   const Tensor queries = queries_.unsqueeze(0).expand({images.size(0), -1, -1});
-  Output out = encoder_trunk_->forward(torch::cat({at_least_float(patches), queries}, 1), layout_, {}, context);
+  Output out = encoder_trunk_->forward(torch::cat({at_least_float(patches), queries}, 1), layout_,
+                                       {}, context);
   const Tensor latents = out.value.narrow(1, layout_.grid.size(), layout_.after);
   out.value = down_->forward(encoder_norm_->forward(latents));
   return out;
@@ -109,7 +118,8 @@ Output Tokenizer::forward(const Tensor& images, const Context& context) {
   Output encoded = encode_raw(images, context);
   Output decoded = decode_raw(encoded.value, context);
   decoded.absorb(encoded);
-  if (torch::GradMode::is_enabled()) decoded.losses["pixel"] = (decoded.value - images).square().mean();
+  if (torch::GradMode::is_enabled())
+    decoded.losses["pixel"] = (decoded.value - images).square().mean();
   return decoded;
 }
 
@@ -117,9 +127,11 @@ void Tokenizer::fit_latent_norm(const std::vector<Tensor>& batches) {
   const torch::NoGradGuard no_grad;
   const int64_t Z = config_.bottleneck.dim;
   std::vector<Tensor> rows;
-  for (const Tensor& batch : batches) rows.push_back(batch.reshape({-1, Z}).to(torch::kCPU, torch::kDouble));
+  for (const Tensor& batch : batches)
+    rows.push_back(batch.reshape({-1, Z}).to(torch::kCPU, torch::kDouble));
   const Tensor all = torch::cat(rows);
-  SIGMA_CHECK(kUsage, all.size(0) >= 10 * Z, "latent_norm: expected at least {} tokens, got {}", 10 * Z, all.size(0));
+  SIGMA_CHECK(kUsage, all.size(0) >= 10 * Z, "latent_norm: expected at least {} tokens, got {}",
+              10 * Z, all.size(0));
   latent_mean_.copy_(all.mean(0));
   latent_std_.copy_(all.std(0, /*unbiased=*/false).clamp_min(kStdFloor));
 }
@@ -127,8 +139,8 @@ void Tokenizer::fit_latent_norm(const std::vector<Tensor>& batches) {
 double Tokenizer::flops() const {
   const auto N = static_cast<double>(layout_.grid.size());
   const auto L = static_cast<double>(layout_.after);
-  return patch_embed_->flops(N) + head_->flops(N) + down_->flops(L) + up_->flops(L) + encoder_trunk_->flops(layout_) +
-         decoder_trunk_->flops(layout_);
+  return patch_embed_->flops(N) + head_->flops(N) + down_->flops(L) + up_->flops(L) +
+         encoder_trunk_->flops(layout_) + decoder_trunk_->flops(layout_);
 }
 
 }  // namespace sigma

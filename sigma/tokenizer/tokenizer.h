@@ -1,11 +1,14 @@
-// Image tokenizers: images -> a few latent tokens -> images. The plain autoencoder with a linear bottleneck.
+// Image tokenizers: images -> a few latent tokens -> images. The plain autoencoder with a linear
+// bottleneck.
 //
-//   encode   h = norm(trunk([patch_embed(image) + positions | queries]))[queries];  c = down(h) [B,L,Z];  z = (c - mean) / std
-//   decode   c = z std + mean;  [image query + positions | up(c) + latent positions] -> trunk -> norm -> head -> unpatchify
+//   encode   h = norm(trunk([patch_embed(image) + positions | queries]))[queries];  c = down(h)
+//   [B,L,Z];  z = (c - mean) / std decode   c = z std + mean;  [image query + positions | up(c) +
+//   latent positions] -> trunk -> norm -> head -> unpatchify
 //
-// L queries read the image (TiTok, arXiv 2406.07550, section 3.1; MAETok, arXiv 2502.03444, section 3). mean and std are those of the
-// latents' channels over the training set (LatentNorm), so that a generator sees unit variance; they are part of the weights and
-// are measured once, before the last checkpoint. Not supported here: masking, quantisation, a KL term.
+// L queries read the image (TiTok, arXiv 2406.07550, section 3.1; MAETok, arXiv 2502.03444, section
+// 3). mean and std are those of the latents' channels over the training set (LatentNorm), so that a
+// generator sees unit variance; they are part of the weights and are measured once, before the last
+// checkpoint. Not supported here: masking, quantisation, a KL term.
 #pragma once
 
 #include <memory>
@@ -62,12 +65,15 @@ class Tokenizer : public Module {
   /// Reconstruction in `value`, and the losses of training: "pixel", the mean squared error.
   Output forward(const torch::Tensor& images, const Context& context);
 
-  /// Sets mean and std from `batches` of raw latents (encode_raw), float64. Errors: kUsage (fewer than 10 Z tokens).
+  /// Sets mean and std from `batches` of raw latents (encode_raw), float64. Errors: kUsage (fewer
+  /// than 10 Z tokens).
   void fit_latent_norm(const std::vector<torch::Tensor>& batches);
   /// Latents before normalisation.
   Output encode_raw(const torch::Tensor& images, const Context& context);
 
-  std::vector<int64_t> latent_shape() const { return {config_.encoder.queries, config_.bottleneck.dim}; }
+  std::vector<int64_t> latent_shape() const {
+    return {config_.encoder.queries, config_.bottleneck.dim};
+  }
   /// Forward operations for one image: encoder and decoder.
   double flops() const;
 

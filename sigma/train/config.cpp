@@ -50,21 +50,25 @@ void TrainConfig::visit(ConfigVisitor& v) {
   v.choice("device", device, {"auto", "cpu", "cuda"}, "where to compute", Role::kRuntime);
   v.choice("compute_dtype", compute_dtype, {"auto", "float32", "bfloat16"},
            "of matrix products; auto = bfloat16 on a GPU, else float32");
-  v.choice("on_nonfinite", on_nonfinite, {"stop"}, "what a NaN or Inf in the loss or gradient does");
+  v.choice("on_nonfinite", on_nonfinite, {"stop"},
+           "what a NaN or Inf in the loss or gradient does");
   v.table("optimizer", optimizer, "optimizer");
   v.table("schedule", schedule, "learning rate");
   v.table("ema", ema, "average of the weights that samples and metrics use");
 }
 
 void CheckpointConfig::visit(ConfigVisitor& v) {
-  v.field("every", every, in(1, 1e13), "images between checkpoints; one more at the end and at signals");
+  v.field("every", every, in(1, 1e13),
+          "images between checkpoints; one more at the end and at signals");
   v.field("keep_last", keep_last, in(1, 1000), "newest checkpoints kept");
-  v.field("keep_every", keep_every, in(0, 1e13), "checkpoints at multiples of this many images are kept; 0 = off");
+  v.field("keep_every", keep_every, in(0, 1e13),
+          "checkpoints at multiples of this many images are kept; 0 = off");
 }
 
 void LogConfig::visit(ConfigVisitor& v) {
   v.field("every", every, in(1, 1e9), "steps a line of log.jsonl");
-  v.field("interval", interval, in(0, 1e6), "seconds between progress lines where there is no terminal");
+  v.field("interval", interval, in(0, 1e6),
+          "seconds between progress lines where there is no terminal");
 }
 
 void RunConfig::visit(ConfigVisitor& v) {
@@ -79,7 +83,8 @@ void RunConfig::visit(ConfigVisitor& v) {
   v.table("metrics", metrics, "how `eval` measures", Role::kRuntime);
 }
 
-RunConfig load_run_config(const std::filesystem::path& recipe, const std::vector<std::string>& assignments) {
+RunConfig load_run_config(const std::filesystem::path& recipe,
+                          const std::vector<std::string>& assignments) {
   RunConfig config;
   Json tree = load_recipe(recipe);
   merge_environment(tree, visit_of(config), environ);
@@ -87,7 +92,8 @@ RunConfig load_run_config(const std::filesystem::path& recipe, const std::vector
   read_config(visit_of(config), tree, recipe.string());
   const TrainConfig& train = config.train;
   SIGMA_CHECK(kUsage, train.batch % train.micro() == 0,
-              "train.micro_batch: expected a divisor of train.batch = {}, got {}", train.batch, train.micro_batch);
+              "train.micro_batch: expected a divisor of train.batch = {}, got {}", train.batch,
+              train.micro_batch);
   return config;
 }
 
@@ -101,10 +107,12 @@ void resolve(RunConfig& config) {
   TrainConfig& train = config.train;
   if (train.device == "auto") train.device = torch::cuda::is_available() ? "cuda" : "cpu";
   if (train.device == "cuda" && !torch::cuda::is_available()) {
-    throw Error(ErrorKind::kDevice, "device cuda: expected an NVIDIA GPU and a build with CUDA, found none",
+    throw Error(ErrorKind::kDevice,
+                "device cuda: expected an NVIDIA GPU and a build with CUDA, found none",
                 "use --device cpu, or build with SIGMA_CUDA=1 ./test.sh build");
   }
-  if (train.compute_dtype == "auto") train.compute_dtype = train.device == "cuda" ? "bfloat16" : "float32";
+  if (train.compute_dtype == "auto")
+    train.compute_dtype = train.device == "cuda" ? "bfloat16" : "float32";
 }
 
 torch::Device device_of(const TrainConfig& config) {

@@ -68,8 +68,8 @@ struct CheckpointConfig {
 };
 
 struct LogConfig {
-  int64_t every = 50;       // steps a log line
-  double interval = 5;      // seconds between progress lines where stderr is no terminal
+  int64_t every = 50;   // steps a log line
+  double interval = 5;  // seconds between progress lines where stderr is no terminal
   void visit(ConfigVisitor& v);
 };
 
@@ -87,10 +87,12 @@ struct RunConfig {
 };
 
 /// recipe < environment < --set. Resolves nothing that depends on the machine.
-RunConfig load_run_config(const std::filesystem::path& recipe, const std::vector<std::string>& assignments);
+RunConfig load_run_config(const std::filesystem::path& recipe,
+                          const std::vector<std::string>& assignments);
 /// The config.toml of a run directory.
 RunConfig load_config_toml(const std::filesystem::path& file);
-/// Replaces "auto" for device and compute_dtype by what this machine has. Errors: kDevice (no such device).
+/// Replaces "auto" for device and compute_dtype by what this machine has. Errors: kDevice (no such
+/// device).
 void resolve(RunConfig& config);
 torch::Device device_of(const TrainConfig& config);
 torch::ScalarType compute_dtype_of(const TrainConfig& config);

@@ -31,7 +31,8 @@ void Ema::update(int64_t i, const Tensor& found_inf) {
   if (weight.is_cpu()) {
     at::_foreach_lerp_(average_, live_, weight.item<double>());
   } else {
-    // A weight on the device keeps the loop free of synchronisation: average += weight (live - average).
+    // A weight on the device keeps the loop free of synchronisation: average += weight (live -
+    // average).
     auto difference = at::_foreach_sub(live_, average_);
     at::_foreach_mul_(difference, weight);
     at::_foreach_add_(average_, difference);
@@ -40,7 +41,8 @@ void Ema::update(int64_t i, const Tensor& found_inf) {
 
 NamedTensors Ema::state() const {
   NamedTensors out;
-  for (size_t i = 0; i < parameters_.size(); ++i) out.emplace_back(parameters_[i].first, average_[i]);
+  for (size_t i = 0; i < parameters_.size(); ++i)
+    out.emplace_back(parameters_[i].first, average_[i]);
   out.insert(out.end(), buffers_.begin(), buffers_.end());
   return out;
 }
@@ -58,7 +60,8 @@ void Ema::swap() {
 
 NamedTensors named_state(const torch::nn::Module& module) {
   NamedTensors out;
-  for (const auto& item : module.named_parameters()) out.emplace_back(item.key(), item.value().detach());
+  for (const auto& item : module.named_parameters())
+    out.emplace_back(item.key(), item.value().detach());
   for (const auto& item : module.named_buffers()) out.emplace_back(item.key(), item.value());
   return out;
 }

@@ -1,4 +1,5 @@
-// An exponential moving average of the weights: p_ema = d p_ema + (1 - d) p, d = min(decay, (1+i)/(10+i)) at update i.
+// An exponential moving average of the weights: p_ema = d p_ema + (1 - d) p, d = min(decay,
+// (1+i)/(10+i)) at update i.
 //
 // Sampling, evaluation and latents use the average. Not supported: several averages, power EMA.
 #pragma once

@@ -12,7 +12,8 @@ class FiniteCheck {
  public:
   explicit FiniteCheck(torch::Device device) : device_(device) {}
 
-  /// float scalar on the device: 1 if loss or norm is NaN or Inf. Remembered until last_is_finite().
+  /// float scalar on the device: 1 if loss or norm is NaN or Inf. Remembered until
+  /// last_is_finite().
   torch::Tensor record(const torch::Tensor& loss, const torch::Tensor& norm) {
     const torch::Tensor both = torch::stack({loss.to(torch::kFloat), norm.to(torch::kFloat)});
     const torch::Tensor found_inf = torch::isfinite(both).all().logical_not().to(torch::kFloat);

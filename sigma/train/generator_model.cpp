@@ -6,8 +6,8 @@
 #include "sigma/data/dataset.h"
 #include "sigma/io/checkpoint.h"
 #include "sigma/io/files.h"
-#include "sigma/train/optimizer.h"
 #include "sigma/train/ema.h"
+#include "sigma/train/optimizer.h"
 #include "sigma/train/run.h"
 
 namespace sigma {
@@ -18,11 +18,12 @@ using torch::Tensor;
 constexpr const char* kConfigFile = "config.toml";
 constexpr const char* kWeightsFile = "ema-main.safetensors";
 
-LoadedTokenizer load_tokenizer(const std::filesystem::path& folder, const std::filesystem::path& weights,
-                               torch::Device device) {
+LoadedTokenizer load_tokenizer(const std::filesystem::path& folder,
+                               const std::filesystem::path& weights, torch::Device device) {
   RunConfig config = load_config_toml(folder / kConfigFile);
-  SIGMA_CHECK(kUsage, config.task == "tokenizer", "generator.tokenizer: expected a tokenizer run, got a {} ({})",
-              config.task, folder.string());
+  SIGMA_CHECK(kUsage, config.task == "tokenizer",
+              "generator.tokenizer: expected a tokenizer run, got a {} ({})", config.task,
+              folder.string());
   const SafetensorsFile file(weights);
   LoadedTokenizer out;
   out.folder = folder;
@@ -54,7 +55,8 @@ void copy_tokenizer(const LoadedTokenizer& tokenizer, const std::filesystem::pat
   write_file_atomic(folder / kWeightsFile, read_file(weights));
 }
 
-GeneratorModel::GeneratorModel(const GeneratorConfig& config, const std::vector<int64_t>& image_shape,
+GeneratorModel::GeneratorModel(const GeneratorConfig& config,
+                               const std::vector<int64_t>& image_shape,
                                std::optional<LoadedTokenizer> tokenizer, torch::Device device)
     : config_(config),
       image_shape_(image_shape),
@@ -93,9 +95,14 @@ Tensor GeneratorModel::to_images(const Tensor& data, const Context& context) con
   return to_bytes(pixel_mean_.defined() ? data / sd * pixel_std_ + pixel_mean_ : data).cpu();
 }
 
-Tensor GeneratorModel::sample_images(const SamplerConfig& sampler, uint64_t seed, const Tensor& indices,
-                                     const Tensor& labels, torch::ScalarType dtype) {
-  Context context{.training = false, .record = false, .dtype = dtype, .rng = {.seed = seed, .step = 0}, .samples = indices};
+Tensor GeneratorModel::sample_images(const SamplerConfig& sampler, uint64_t seed,
+                                     const Tensor& indices, const Tensor& labels,
+                                     torch::ScalarType dtype) {
+  Context context{.training = false,
+                  .record = false,
+                  .dtype = dtype,
+                  .rng = {.seed = seed, .step = 0},
+                  .samples = indices};
   const Tensor noise = prior_noise(sample_shape_, path_.sigma_data(), seed, indices, device_);
   const Condition condition{labels.defined() ? labels.to(device_) : labels};
   const Tensor x = sample(*objective_, path_, *network_, noise, condition, sampler, context,

@@ -20,8 +20,8 @@ struct LoadedTokenizer {
   std::shared_ptr<Tokenizer> model;
 };
 
-/// Finds a tokenizer run by path or by name under runs/ and loads its averaged weights. Errors: kUsage (no such run, not
-/// finished, not a tokenizer), kCheckpoint.
+/// Finds a tokenizer run by path or by name under runs/ and loads its averaged weights. Errors:
+/// kUsage (no such run, not finished, not a tokenizer), kCheckpoint.
 LoadedTokenizer load_tokenizer_run(const std::string& name, torch::Device device);
 /// Loads the copy that a generator's run keeps in RUN/tokenizer.
 LoadedTokenizer load_tokenizer_copy(const std::filesystem::path& folder, torch::Device device);
@@ -42,7 +42,8 @@ class GeneratorModel {
   const std::vector<int64_t>& sample_shape() const { return sample_shape_; }
   const std::vector<int64_t>& image_shape() const { return image_shape_; }
 
-  /// uint8 images or float latents -> the network's data, standard deviation about sigma_data, on the device.
+  /// uint8 images or float latents -> the network's data, standard deviation about sigma_data, on
+  /// the device.
   torch::Tensor to_data(const torch::Tensor& raw) const;
   /// The network's data -> uint8 images [B,C,H,W] on the CPU.
   torch::Tensor to_images(const torch::Tensor& data, const Context& context) const;
@@ -50,8 +51,9 @@ class GeneratorModel {
   void set_pixel_statistics(double mean, double std);
 
   /// Samples uint8 images for `indices` (image numbers) with labels int64 [B] or undefined.
-  torch::Tensor sample_images(const SamplerConfig& sampler, uint64_t seed, const torch::Tensor& indices,
-                              const torch::Tensor& labels, torch::ScalarType dtype);
+  torch::Tensor sample_images(const SamplerConfig& sampler, uint64_t seed,
+                              const torch::Tensor& indices, const torch::Tensor& labels,
+                              torch::ScalarType dtype);
 
  private:
   GeneratorConfig config_;
@@ -62,7 +64,8 @@ class GeneratorModel {
   Path path_;
   std::unique_ptr<Objective> objective_;
   std::shared_ptr<DiffusionTransformer> network_;
-  torch::Tensor pixel_mean_;  // buffers of the network, float64 scalars, where normalize = standardize
+  torch::Tensor
+      pixel_mean_;  // buffers of the network, float64 scalars, where normalize = standardize
   torch::Tensor pixel_std_;
 };
 

@@ -19,9 +19,10 @@ struct LoadedGenerator {
   int64_t step = 0;
 };
 
-/// The newest verified checkpoint of a generator run. ema: main | none. device: auto | cpu | cuda. Errors: kUsage, kCheckpoint,
-/// kDevice.
-LoadedGenerator load_generator(const std::string& run, const std::string& ema, const std::string& device);
+/// The newest verified checkpoint of a generator run. ema: main | none. device: auto | cpu | cuda.
+/// Errors: kUsage, kCheckpoint, kDevice.
+LoadedGenerator load_generator(const std::string& run, const std::string& ema,
+                               const std::string& device);
 
 /// int64 labels of images `indices`: `labels` empty: index mod classes.
 torch::Tensor class_labels(const torch::Tensor& indices, int64_t num_classes);

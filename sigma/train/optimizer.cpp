@@ -18,7 +18,8 @@ AdamW::AdamW(NamedTensors parameters, const OptimizerConfig& config)
     values_.push_back(parameter);
     exp_avgs_.push_back(torch::zeros_like(parameter));
     exp_avg_sqs_.push_back(torch::zeros_like(parameter));
-    steps_.push_back(torch::zeros({}, parameter.options().dtype(torch::kFloat).requires_grad(false)));
+    steps_.push_back(
+        torch::zeros({}, parameter.options().dtype(torch::kFloat).requires_grad(false)));
   }
 }
 
@@ -56,8 +57,9 @@ void AdamW::step(double lr, const Tensor& found_inf) {
     steps.push_back(steps_[i]);
   }
   at::_foreach_add_(steps, 1 - found_inf);
-  at::_fused_adamw_(values, grads, exp_avgs, exp_avg_sqs, /*max_exp_avg_sqs=*/{}, steps, lr, config_.beta1,
-                    config_.beta2, config_.weight_decay, config_.eps, /*amsgrad=*/false, /*maximize=*/false,
+  at::_fused_adamw_(values, grads, exp_avgs, exp_avg_sqs, /*max_exp_avg_sqs=*/{}, steps, lr,
+                    config_.beta1, config_.beta2, config_.weight_decay, config_.eps,
+                    /*amsgrad=*/false, /*maximize=*/false,
                     /*grad_scale=*/std::nullopt, found_inf);
 }
 
@@ -96,17 +98,19 @@ void load_tensors(const NamedTensors& targets, const SafetensorsFile& file) {
     }
     const Tensor stored = file.load(name);
     if (stored.sizes() != target.sizes()) {
-      problems += fmt::format("\n  shape of {}: expected [{}], got [{}]", name, fmt::join(target.sizes(), ","),
-                              fmt::join(stored.sizes(), ","));
+      problems += fmt::format("\n  shape of {}: expected [{}], got [{}]", name,
+                              fmt::join(target.sizes(), ","), fmt::join(stored.sizes(), ","));
     } else if (stored.scalar_type() != target.scalar_type()) {
-      problems += fmt::format("\n  dtype of {}: expected {}, got {}", name, torch::toString(target.scalar_type()),
-                              torch::toString(stored.scalar_type()));
+      problems +=
+          fmt::format("\n  dtype of {}: expected {}, got {}", name,
+                      torch::toString(target.scalar_type()), torch::toString(stored.scalar_type()));
     } else {
       copies.emplace_back(target, stored);
     }
   }
   for (const auto& entry : file.entries()) {
-    if (!expected.contains(entry.name)) problems += fmt::format("\n  not in the model: {}", entry.name);
+    if (!expected.contains(entry.name))
+      problems += fmt::format("\n  not in the model: {}", entry.name);
   }
   SIGMA_CHECK(kCheckpoint, problems.empty(), "{} does not fit:{}", file.path().string(), problems);
   for (auto& [target, stored] : copies) target.copy_(stored);

@@ -1,6 +1,7 @@
 // AdamW (Loshchilov and Hutter, arXiv 1711.05101) on torch's fused kernel, and the learning rate.
 //
-//   m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr (wd p + (m/(1-b1^t)) / (sqrt(v/(1-b2^t)) + eps))
+//   m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr (wd p + (m/(1-b1^t)) / (sqrt(v/(1-b2^t))
+//   + eps))
 #pragma once
 
 #include <torch/types.h>
@@ -23,7 +24,8 @@ class AdamW {
   torch::Tensor grad_norm() const;
   /// Scales the gradients so that their norm is at most config.grad_clip.
   void clip(const torch::Tensor& norm);
-  /// One update. `found_inf` (float scalar on the device): 1 leaves weights, moments and step counts unchanged.
+  /// One update. `found_inf` (float scalar on the device): 1 leaves weights, moments and step
+  /// counts unchanged.
   void step(double lr, const torch::Tensor& found_inf);
 
   /// exp_avg.P, exp_avg_sq.P, step.P.
@@ -43,7 +45,8 @@ class AdamW {
 /// The learning rate of step `step` (from 1) of `total`: lr times warm-up times decay.
 double learning_rate(const ScheduleConfig& schedule, double lr, int64_t step, int64_t total);
 
-/// Copies every tensor of `file` into the named targets. One error lists every missing, extra, wrong-shape and wrong-dtype name.
+/// Copies every tensor of `file` into the named targets. One error lists every missing, extra,
+/// wrong-shape and wrong-dtype name.
 void load_tensors(const NamedTensors& targets, const SafetensorsFile& file);
 
 }  // namespace sigma

@@ -20,7 +20,8 @@ double now() {
 
 std::string random_id() {
   unsigned char bytes[16];
-  SIGMA_CHECK(kFailure, getrandom(bytes, sizeof bytes, 0) == sizeof bytes, "run id: getrandom failed");
+  SIGMA_CHECK(kFailure, getrandom(bytes, sizeof bytes, 0) == sizeof bytes,
+              "run id: getrandom failed");
   std::string text;
   for (const unsigned char byte : bytes) text += fmt::format("{:02x}", byte);
   return text;
@@ -45,7 +46,8 @@ Run::Run(std::filesystem::path folder, RunConfig& config) : folder_(std::move(fo
   existed_ = std::filesystem::exists(config_file);
   if (!existed_) {
     SIGMA_CHECK(kUsage, !std::filesystem::exists(folder_ / "checkpoints"),
-                "{}: expected a run or an empty folder, found checkpoints without config.toml", folder_.string());
+                "{}: expected a run or an empty folder, found checkpoints without config.toml",
+                folder_.string());
     std::error_code error;
     std::filesystem::create_directories(folder_, error);
     SIGMA_CHECK(kIo, !error, "{}: cannot be created: {}", folder_.string(), error.message());
@@ -54,30 +56,37 @@ Run::Run(std::filesystem::path folder, RunConfig& config) : folder_(std::move(fo
   lock_ = std::make_unique<FileLock>(folder_ / "lock");
   if (existed_) {
     RunConfig stored = load_config_toml(config_file);
-    if (config.train.compute_dtype == "auto") config.train.compute_dtype = stored.train.compute_dtype;
+    if (config.train.compute_dtype == "auto")
+      config.train.compute_dtype = stored.train.compute_dtype;
     const Role identity = Role::kIdentity;
     std::map<std::string, std::string> old_keys;
-    for (const auto& [key, value] : flatten(write_config(visit_of(stored), &identity))) old_keys[key] = value;
+    for (const auto& [key, value] : flatten(write_config(visit_of(stored), &identity)))
+      old_keys[key] = value;
     std::string differences;
     for (const auto& [key, value] : flatten(write_config(visit_of(config), &identity))) {
       const std::string old_value = old_keys.contains(key) ? old_keys[key] : "nothing";
-      if (old_value != value) differences += fmt::format("\n  {}: the run has {}, asked for {}", key, old_value, value);
+      if (old_value != value)
+        differences += fmt::format("\n  {}: the run has {}, asked for {}", key, old_value, value);
       old_keys.erase(key);
     }
-    for (const auto& [key, value] : old_keys) differences += fmt::format("\n  {}: the run has {}, asked for nothing", key, value);
+    for (const auto& [key, value] : old_keys)
+      differences += fmt::format("\n  {}: the run has {}, asked for nothing", key, value);
     if (!differences.empty()) {
-      throw Error(ErrorKind::kUsage, fmt::format("{} is a run of another configuration:{}", folder_.string(), differences),
-                  "name another folder with --run, or give the run's own settings");
+      throw Error(
+          ErrorKind::kUsage,
+          fmt::format("{} is a run of another configuration:{}", folder_.string(), differences),
+          "name another folder with --run, or give the run's own settings");
     }
     const Json run = Json::parse(read_file(folder_ / "run.json"));
     id_ = run.at("run_id").get<std::string>();
     data_sha256_ = run.at("data_sha256").get<std::string>();
   }
-  checkpoints_ = std::make_unique<CheckpointStore>(folder_ / "checkpoints", id_,
-                                                   [this](const std::string& message) { warn(message); });
+  checkpoints_ = std::make_unique<CheckpointStore>(
+      folder_ / "checkpoints", id_, [this](const std::string& message) { warn(message); });
 }
 
-void Run::commit(const RunConfig& config, const std::string& data_sha256, const std::vector<std::string>& argv) {
+void Run::commit(const RunConfig& config, const std::string& data_sha256,
+                 const std::vector<std::string>& argv) {
   if (existed_) return;
   RunConfig copy = config;
   data_sha256_ = data_sha256;
@@ -108,18 +117,22 @@ void Run::warn(const std::string& message) {
 }
 
 std::filesystem::path find_run(const std::string& name) {
-  for (const std::filesystem::path& candidate : {std::filesystem::path(name), std::filesystem::path("runs") / name}) {
+  for (const std::filesystem::path& candidate :
+       {std::filesystem::path(name), std::filesystem::path("runs") / name}) {
     if (std::filesystem::exists(candidate / "config.toml")) return candidate;
   }
-  fail(ErrorKind::kUsage, "{}: expected a run directory, or the name of one under runs/; it has no config.toml", name);
+  fail(ErrorKind::kUsage,
+       "{}: expected a run directory, or the name of one under runs/; it has no config.toml", name);
 }
 
 Checkpoint newest_checkpoint(const std::filesystem::path& run) {
   const Json info = Json::parse(read_file(run / "run.json"));
-  const CheckpointStore store(run / "checkpoints", info.at("run_id").get<std::string>(),
-                              [](const std::string& message) { fmt::print(stderr, "warning: {}\n", message); });
+  const CheckpointStore store(
+      run / "checkpoints", info.at("run_id").get<std::string>(),
+      [](const std::string& message) { fmt::print(stderr, "warning: {}\n", message); });
   Checkpoint checkpoint;
-  SIGMA_CHECK(kCheckpoint, store.latest(checkpoint), "{}: expected a checkpoint, found none", run.string());
+  SIGMA_CHECK(kCheckpoint, store.latest(checkpoint), "{}: expected a checkpoint, found none",
+              run.string());
   return checkpoint;
 }
 
@@ -127,14 +140,15 @@ Checkpoint finished_checkpoint(const std::filesystem::path& run) {
   const RunConfig config = load_config_toml(run / "config.toml");
   const Checkpoint checkpoint = newest_checkpoint(run);
   SIGMA_CHECK(kUsage, checkpoint.step() >= config.train.steps(),
-              "{}: expected a finished run ({} steps), it has {}; repeat its train command", run.string(),
-              config.train.steps(), checkpoint.step());
+              "{}: expected a finished run ({} steps), it has {}; repeat its train command",
+              run.string(), config.train.steps(), checkpoint.step());
   return checkpoint;
 }
 
 std::vector<int64_t> image_shape_of(const SafetensorsFile& file) {
   const auto found = file.metadata().find("image_shape");
-  SIGMA_CHECK(kCheckpoint, found != file.metadata().end(), "{}: expected metadata image_shape", file.path().string());
+  SIGMA_CHECK(kCheckpoint, found != file.metadata().end(), "{}: expected metadata image_shape",
+              file.path().string());
   return Json::parse(found->second).get<std::vector<int64_t>>();
 }
 

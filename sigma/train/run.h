@@ -21,20 +21,23 @@ namespace sigma {
 
 class Run {
  public:
-  /// Opens `folder` for training: creates it, or checks that its identity agrees with `config` (which then takes the run's
-  /// resolved "auto" values). Holds the lock. Errors: kUsage (another configuration, naming the keys), kIo (locked).
+  /// Opens `folder` for training: creates it, or checks that its identity agrees with `config`
+  /// (which then takes the run's resolved "auto" values). Holds the lock. Errors: kUsage (another
+  /// configuration, naming the keys), kIo (locked).
   Run(std::filesystem::path folder, RunConfig& config);
 
   const std::filesystem::path& folder() const { return folder_; }
   const std::string& id() const { return id_; }
   bool existed() const { return existed_; }
   CheckpointStore& checkpoints() { return *checkpoints_; }
-  /// Appends {"t": seconds, "event": event, fields...}; non-finite numbers become null and are named in "nonfinite".
+  /// Appends {"t": seconds, "event": event, fields...}; non-finite numbers become null and are
+  /// named in "nonfinite".
   void log(const std::string& event, Json fields);
   /// To stderr and to the log.
   void warn(const std::string& message);
   /// Writes config.toml and run.json once all that could refuse the run has been checked.
-  void commit(const RunConfig& config, const std::string& data_sha256, const std::vector<std::string>& argv);
+  void commit(const RunConfig& config, const std::string& data_sha256,
+              const std::vector<std::string>& argv);
   /// The data hash the run was started with; empty before commit().
   const std::string& data_sha256() const { return data_sha256_; }
 

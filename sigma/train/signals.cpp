@@ -1,7 +1,8 @@
+#include "sigma/train/signals.h"
+
 #include <signal.h>
 #include <unistd.h>
 
-#include "sigma/train/signals.h"
 #include "sigma/train/trainer.h"
 
 namespace sigma {

@@ -36,15 +36,20 @@ class GeneratorTask : public Task {
   GeneratorTask(std::unique_ptr<GeneratorModel> model) : model_(std::move(model)) {}
   torch::nn::Module& module() override { return model_->network(); }
   int64_t group_size() const override { return model_->objective().needs().group_size; }
-  double flops() const override { return model_->network().flops() * model_->objective().passes_per_step(); }
+  double flops() const override {
+    return model_->network().flops() * model_->objective().passes_per_step();
+  }
 
   Output step(const RawBatch& batch, const Context& context) override {
     const bool labelled = model_->config().network.num_classes > 0;
-    const GeneratorBatch data{.data = model_->to_data(batch.data), .labels = labelled ? batch.labels : Tensor()};
+    const GeneratorBatch data{.data = model_->to_data(batch.data),
+                              .labels = labelled ? batch.labels : Tensor()};
     GeneratorBatch on_device = data;
     if (labelled) on_device.labels = batch.labels.to(data.data.device());
-    const Draws draws = model_->objective().draw(on_device, model_->config().network.num_classes, context);
-    return model_->objective().loss(model_->network(), model_->network(), on_device, draws, context);
+    const Draws draws =
+        model_->objective().draw(on_device, model_->config().network.num_classes, context);
+    return model_->objective().loss(model_->network(), model_->network(), on_device, draws,
+                                    context);
   }
 
   void write_assets(const std::filesystem::path& run) const override {
@@ -55,13 +60,14 @@ class GeneratorTask : public Task {
   std::unique_ptr<GeneratorModel> model_;
 };
 
-// The latents of `data` under `tokenizer`, from the cache beside the tokenizer's run or encoded now.
-std::unique_ptr<Dataset> latents_of(const Dataset& data, const LoadedTokenizer& tokenizer, torch::Device device,
-                                    torch::ScalarType dtype) {
+// The latents of `data` under `tokenizer`, from the cache beside the tokenizer's run or encoded
+// now.
+std::unique_ptr<Dataset> latents_of(const Dataset& data, const LoadedTokenizer& tokenizer,
+                                    torch::Device device, torch::ScalarType dtype) {
   const std::string data_sha256 = data_hash(data);
-  const std::filesystem::path cache =
-      tokenizer.folder / "latents" /
-      fmt::format("{}-{}.safetensors", data_sha256.substr(0, 16), tokenizer.weights_sha256.substr(0, 16));
+  const std::filesystem::path cache = tokenizer.folder / "latents" /
+                                      fmt::format("{}-{}.safetensors", data_sha256.substr(0, 16),
+                                                  tokenizer.weights_sha256.substr(0, 16));
   if (!std::filesystem::exists(cache)) {
     fmt::print(stderr, "encoding {} images into {}\n", data.size(), cache.string());
     const torch::NoGradGuard no_grad;
@@ -70,7 +76,8 @@ std::unique_ptr<Dataset> latents_of(const Dataset& data, const LoadedTokenizer& 
     for (int64_t first = 0; first < data.size(); first += kEncodeBatch) {
       const int64_t count = std::min(kEncodeBatch, data.size() - first);
       const Tensor images = to_float(stack_images(data, first, count).to(device));
-      latents.push_back(tokenizer.model->encode(images, evaluation(dtype)).to(torch::kCPU, torch::kFloat));
+      latents.push_back(
+          tokenizer.model->encode(images, evaluation(dtype)).to(torch::kCPU, torch::kFloat));
     }
     for (int64_t i = 0; i < data.size(); ++i) labels[i] = data.get(i).label;
     std::filesystem::create_directories(cache.parent_path());
@@ -87,7 +94,8 @@ TaskBundle make_generator(const RunConfig& config) {
   bundle.image_shape = info.sample_shape;
   const int64_t classes = config.generator.network.num_classes;
   SIGMA_CHECK(kUsage, classes == 0 || classes == info.num_classes,
-              "generator.num_classes: expected {} (the classes of the data) or 0, got {}", info.num_classes, classes);
+              "generator.num_classes: expected {} (the classes of the data) or 0, got {}",
+              info.num_classes, classes);
   std::optional<LoadedTokenizer> tokenizer;
   if (!config.generator.tokenizer.empty()) {
     tokenizer = load_tokenizer_run(config.generator.tokenizer, device);
@@ -95,13 +103,16 @@ TaskBundle make_generator(const RunConfig& config) {
                 "generator.tokenizer: expected one for images [{}], it was trained on [{}]",
                 fmt::join(info.sample_shape, ","), fmt::join(tokenizer->image_shape, ","));
   }
-  auto model = std::make_unique<GeneratorModel>(config.generator, info.sample_shape, tokenizer, device);
+  auto model =
+      std::make_unique<GeneratorModel>(config.generator, info.sample_shape, tokenizer, device);
   initialize(model->network(), static_cast<uint64_t>(config.train.seed));
   if (config.generator.normalize == "standardize" && !tokenizer) {
-    const Tensor images = to_float(stack_images(*bundle.data, 0, std::min(kStatisticsImages, bundle.data->size())));
+    const Tensor images =
+        to_float(stack_images(*bundle.data, 0, std::min(kStatisticsImages, bundle.data->size())));
     model->set_pixel_statistics(images.mean().item<double>(), images.std().item<double>());
   }
-  if (tokenizer) bundle.data = latents_of(*bundle.data, *tokenizer, device, compute_dtype_of(config.train));
+  if (tokenizer)
+    bundle.data = latents_of(*bundle.data, *tokenizer, device, compute_dtype_of(config.train));
   bundle.task = std::make_unique<GeneratorTask>(std::move(model));
   return bundle;
 }
@@ -126,8 +137,10 @@ class TokenizerTask : public Task {
     const int64_t total = std::min(config_.tokenizer.latent_norm.images, data_.size());
     for (int64_t first = 0; first < total; first += kEncodeBatch) {
       const Tensor images = stack_images(data_, first, std::min(kEncodeBatch, total - first));
-      latents.push_back(model_.encode_raw(to_float(images.to(device_of(config_.train))),
-                                          evaluation(compute_dtype_of(config_.train))).value);
+      latents.push_back(model_
+                            .encode_raw(to_float(images.to(device_of(config_.train))),
+                                        evaluation(compute_dtype_of(config_.train)))
+                            .value);
     }
     model_.fit_latent_norm(latents);
   }
@@ -147,8 +160,8 @@ class ClassifierTask : public Task {
         shape_(info.sample_shape),
         model_(info.sample_shape.at(0), config.classifier.num_classes) {
     SIGMA_CHECK(kUsage, config.classifier.num_classes == info.num_classes,
-                "classifier.num_classes: expected {} (the classes of the data), got {}", info.num_classes,
-                config.classifier.num_classes);
+                "classifier.num_classes: expected {} (the classes of the data), got {}",
+                info.num_classes, config.classifier.num_classes);
     initialize(model_, static_cast<uint64_t>(config.train.seed));
     model_.to(device_);
   }
@@ -178,7 +191,8 @@ TaskBundle make_task(const RunConfig& config) {
   TaskBundle bundle;
   bundle.data = open_dataset(config.data);
   bundle.image_shape = bundle.data->info().sample_shape;
-  if (config.task == "tokenizer") bundle.task = std::make_unique<TokenizerTask>(config, *bundle.data);
+  if (config.task == "tokenizer")
+    bundle.task = std::make_unique<TokenizerTask>(config, *bundle.data);
   else bundle.task = std::make_unique<ClassifierTask>(config, bundle.data->info());
   return bundle;
 }

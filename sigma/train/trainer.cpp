@@ -23,9 +23,12 @@ namespace {
 using torch::Tensor;
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
-// Equal bits whatever was computed before: no atomics, and no NaN filling of fresh memory, which would only cost time.
+// Equal bits whatever was computed before: no atomics, and no NaN filling of fresh memory, which
+// would only cost time.
 void use_deterministic_kernels() {
   at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
   at::globalContext().setDeterministicFillUninitializedMemory(false);
@@ -39,7 +42,8 @@ NamedTensors named_parameters(torch::nn::Module& module) {
   return out;
 }
 
-// Means of losses and statistics over the steps since the last log line, kept on the device until they are read.
+// Means of losses and statistics over the steps since the last log line, kept on the device until
+// they are read.
 class Averages {
  public:
   void add(const std::string& name, const Tensor& value) {
@@ -51,7 +55,8 @@ class Averages {
   void count() { ++steps_; }
   std::map<std::string, double> take() {
     std::map<std::string, double> out;
-    for (const auto& [name, sum] : sums_) out[name] = sum.item<double>() / static_cast<double>(std::max<int64_t>(steps_, 1));
+    for (const auto& [name, sum] : sums_)
+      out[name] = sum.item<double>() / static_cast<double>(std::max<int64_t>(steps_, 1));
     sums_.clear();
     steps_ = 0;
     return out;
@@ -65,7 +70,10 @@ class Averages {
 class Trainer {
  public:
   Trainer(RunConfig& config, const TrainOptions& options)
-      : config_(config), options_(options), run_(options.run, config), progress_(config.log.interval, options.quiet) {
+      : config_(config),
+        options_(options),
+        run_(options.run, config),
+        progress_(config.log.interval, options.quiet) {
     resolve(config_);
     use_deterministic_kernels();
   }
@@ -73,7 +81,8 @@ class Trainer {
   TrainResult train() {
     run_.checkpoints().clean();
     Checkpoint checkpoint;
-    const bool resuming = run_.existed() && run_.checkpoints().latest(checkpoint, options_.check_hashes);
+    const bool resuming =
+        run_.existed() && run_.checkpoints().latest(checkpoint, options_.check_hashes);
     if (resuming && checkpoint.step() >= total_) {
       return {.step = checkpoint.step(),
               .images_seen = checkpoint.images_seen(),
@@ -83,7 +92,8 @@ class Trainer {
     bundle_ = make_task(config_);
     const int64_t micro = config_.train.micro();
     SIGMA_CHECK(kUsage, micro % bundle_.task->group_size() == 0,
-                "train.micro_batch: expected a multiple of group_size = {}, got {}", bundle_.task->group_size(), micro);
+                "train.micro_batch: expected a multiple of group_size = {}, got {}",
+                bundle_.task->group_size(), micro);
     const std::string hash = data_hash(*bundle_.data);
     SIGMA_CHECK(kData, run_.data_sha256().empty() || run_.data_sha256() == hash,
                 "data: expected the run's data (SHA-256 {}), got {}", run_.data_sha256(), hash);
@@ -101,9 +111,12 @@ class Trainer {
       optimizer.load(checkpoint.open("optimizer"));
       step = checkpoint.step();
     }
-    run_.log(resuming ? "resume" : "start",
-             {{"step", step}, {"images_seen", step * config_.train.batch}, {"version", version()},
-              {"git", commit_hash()}, {"device", config_.train.device}, {"threads", at::get_num_threads()}});
+    run_.log(resuming ? "resume" : "start", {{"step", step},
+                                             {"images_seen", step * config_.train.batch},
+                                             {"version", version()},
+                                             {"git", commit_hash()},
+                                             {"device", config_.train.device},
+                                             {"threads", at::get_num_threads()}});
     return loop(step);
   }
 
@@ -111,8 +124,8 @@ class Trainer {
   TrainResult loop(int64_t step) {
     const int64_t batch = config_.train.batch;
     TrainResult result{.step = step, .images_seen = step * batch};
-    Loader loader(*bundle_.data, batch, static_cast<uint64_t>(config_.train.seed), step + 1, config_.data.threads,
-                  config_.data.prefetch);
+    Loader loader(*bundle_.data, batch, static_cast<uint64_t>(config_.train.seed), step + 1,
+                  config_.data.threads, config_.data.prefetch);
     FiniteCheck finite(device_of(config_.train));
     const auto start = Clock::now();
     const int64_t first_step = step;
@@ -127,7 +140,8 @@ class Trainer {
       check_finite(finite, step);
       const Tensor found_inf = finite.record(loss, norm);
       optimizer_->clip(norm);
-      const double lr = learning_rate(config_.train.schedule, config_.train.optimizer.lr, step + 1, total_);
+      const double lr =
+          learning_rate(config_.train.schedule, config_.train.optimizer.lr, step + 1, total_);
       optimizer_->step(lr, found_inf);
       ema_->update(step, found_inf);
       averages_.add("loss", loss);
@@ -141,7 +155,8 @@ class Trainer {
       if (step % config_.log.every == 0 || step == total_) {
         check_finite(finite, step);
         const auto means = averages_.take();
-        const double rate = static_cast<double>((step - interval_step) * batch) / seconds_since(interval_start);
+        const double rate =
+            static_cast<double>((step - interval_step) * batch) / seconds_since(interval_start);
         interval_start = Clock::now();
         interval_step = step;
         result.loss = means.at("loss");
@@ -151,7 +166,8 @@ class Trainer {
 
       const int signal = pending_stop_signal();
       const bool stop = signal != 0 || step == options_.stop_after_step;
-      const bool due = result.images_seen / config_.checkpoint.every != (result.images_seen - batch) / config_.checkpoint.every;
+      const bool due = result.images_seen / config_.checkpoint.every !=
+                       (result.images_seen - batch) / config_.checkpoint.every;
       if (step == total_ || stop || due || take_save_request()) {
         check_finite(finite, step);
         if (step == total_) finish();
@@ -163,10 +179,14 @@ class Trainer {
       }
     }
     result.seconds = seconds_since(start);
-    result.images_per_second = static_cast<double>((step - first_step) * batch) / std::max(result.seconds, 1e-9);
+    result.images_per_second =
+        static_cast<double>((step - first_step) * batch) / std::max(result.seconds, 1e-9);
     progress_.show(progress_line(result, result.seconds, step - first_step), /*force=*/true);
     progress_.end_line();
-    run_.log("end", {{"step", step}, {"images_seen", result.images_seen}, {"seconds", result.seconds}, {"signal", result.signal}});
+    run_.log("end", {{"step", step},
+                     {"images_seen", result.images_seen},
+                     {"seconds", result.seconds},
+                     {"signal", result.signal}});
     return result;
   }
 
@@ -180,7 +200,8 @@ class Trainer {
       const Context context{.training = true,
                             .record = true,
                             .dtype = compute_dtype_of(config_.train),
-                            .rng = {.seed = static_cast<uint64_t>(config_.train.seed), .step = static_cast<uint64_t>(step)},
+                            .rng = {.seed = static_cast<uint64_t>(config_.train.seed),
+                                    .step = static_cast<uint64_t>(step)},
                             .samples = torch::arange(first, first + micro, torch::kInt64)};
       const RawBatch part{.data = data.data.narrow(0, first, micro),
                           .labels = data.labels.narrow(0, first, micro),
@@ -191,7 +212,8 @@ class Trainer {
         loss = loss.defined() ? loss + value : value;
         averages_.add("losses." + name, value * share);
       }
-      for (const auto& [name, value] : out.statistics) averages_.add("statistics." + name, value * share);
+      for (const auto& [name, value] : out.statistics)
+        averages_.add("statistics." + name, value * share);
       loss = loss * share;
       loss.backward();
       total = total.defined() ? total + loss.detach() : loss.detach();
@@ -204,12 +226,15 @@ class Trainer {
     Checkpoint last;
     const bool saved = run_.checkpoints().latest(last, /*check_hashes=*/false);
     const std::string where = saved ? last.folder.string() : "none";
-    run_.log("error", {{"step", step}, {"message", "non-finite loss or gradient"}, {"checkpoint", where}});
+    run_.log("error",
+             {{"step", step}, {"message", "non-finite loss or gradient"}, {"checkpoint", where}});
     progress_.end_line();
     throw Error(ErrorKind::kNonFinite,
-                fmt::format("step {}: expected a finite loss and gradient, got loss {} and norm {}; last checkpoint: {}",
+                fmt::format("step {}: expected a finite loss and gradient, got loss {} and norm "
+                            "{}; last checkpoint: {}",
                             step, finite.loss(), finite.norm(), where),
-                "the weights were not changed by this step; try a lower train.optimizer.lr, more schedule.warmup_steps, "
+                "the weights were not changed by this step; try a lower train.optimizer.lr, more "
+                "schedule.warmup_steps, "
                 "or train.optimizer.grad_clip");
   }
 
@@ -221,8 +246,11 @@ class Trainer {
 
   std::filesystem::path save(const TrainResult& at) {
     const auto started = Clock::now();
-    const Metadata metadata = {{"format", "pt"}, {"image_shape", Json(bundle_.image_shape).dump()}, {"task", config_.task}};
-    CheckpointContents contents{.step = at.step, .images_seen = at.images_seen, .run_id = run_.id()};
+    const Metadata metadata = {{"format", "pt"},
+                               {"image_shape", Json(bundle_.image_shape).dump()},
+                               {"task", config_.task}};
+    CheckpointContents contents{
+        .step = at.step, .images_seen = at.images_seen, .run_id = run_.id()};
     contents.files = {{"model", named_state(bundle_.task->module()), metadata},
                       {"ema-main", ema_->state(), metadata},
                       {"optimizer", optimizer_->state(), {{"format", "pt"}}}};
@@ -233,12 +261,16 @@ class Trainer {
                                {"version", version()},
                                {"git", commit_hash()}};
     const auto folder = run_.checkpoints().save(
-        contents, {.keep_last = config_.checkpoint.keep_last, .keep_every = config_.checkpoint.keep_every});
-    run_.log("checkpoint", {{"step", at.step}, {"images_seen", at.images_seen}, {"seconds", seconds_since(started)}});
+        contents,
+        {.keep_last = config_.checkpoint.keep_last, .keep_every = config_.checkpoint.keep_every});
+    run_.log(
+        "checkpoint",
+        {{"step", at.step}, {"images_seen", at.images_seen}, {"seconds", seconds_since(started)}});
     return folder;
   }
 
-  void log_step(const TrainResult& at, const std::map<std::string, double>& means, double lr, double rate) {
+  void log_step(const TrainResult& at, const std::map<std::string, double>& means, double lr,
+                double rate) {
     Json line = {{"step", at.step}, {"images_seen", at.images_seen}};
     for (const auto& [name, value] : means) {
       const size_t dot = name.find('.');
@@ -252,9 +284,11 @@ class Trainer {
 
   std::string progress_line(const TrainResult& at, double seconds, int64_t done) const {
     const double rate = static_cast<double>(done * config_.train.batch) / std::max(seconds, 1e-9);
-    const double left = static_cast<double>((total_ - at.step) * config_.train.batch) / std::max(rate, 1e-9);
+    const double left =
+        static_cast<double>((total_ - at.step) * config_.train.batch) / std::max(rate, 1e-9);
     const std::string loss = at.loss != 0 ? fmt::format("loss {:.4g}  ", at.loss) : "";
-    return fmt::format("step {}/{}  {}{:.0f} images/s  {} left", at.step, total_, loss, rate, duration_text(left));
+    return fmt::format("step {}/{}  {}{:.0f} images/s  {} left", at.step, total_, loss, rate,
+                       duration_text(left));
   }
 
   RunConfig& config_;
@@ -283,10 +317,11 @@ TrainEstimate estimate(RunConfig config) {
   for (const auto& [name, tensor] : named_state(bundle.task->module())) {
     bytes += static_cast<int64_t>(tensor.nbytes());
   }
-  for (const auto& item : bundle.task->module().named_parameters()) out.parameters += item.value().numel();
+  for (const auto& item : bundle.task->module().named_parameters())
+    out.parameters += item.value().numel();
   out.steps = config.train.steps();
   out.flops_per_image = bundle.task->flops();
-  out.memory_weights = 5 * bytes;   // weights, gradients, two moments, average
+  out.memory_weights = 5 * bytes;    // weights, gradients, two moments, average
   out.checkpoint_bytes = 4 * bytes;  // weights, average, two moments
   out.disk_bytes = (config.checkpoint.keep_last + 1) * out.checkpoint_bytes;
   out.data_count = bundle.data->size();

@@ -8,7 +8,8 @@ namespace sigma {
 
 void MlpConfig::visit(ConfigVisitor& v) {
   v.choice("kind", kind, {"dense", "moe"}, "kind of mlp: dense, or mixture of experts");
-  v.field("layers", layers, "blocks that use this kind: all, odd, \"every 4th\" or a list; the others are dense");
+  v.field("layers", layers,
+          "blocks that use this kind: all, odd, \"every 4th\" or a list; the others are dense");
   v.choice("activation", activation, {"silu", "gelu", "gelu_tanh"}, "of dense mlps");
   if (v.when(kind, "moe")) moe.visit(v);
 }
@@ -18,7 +19,8 @@ void TrunkConfig::visit(ConfigVisitor& v) {
   v.field("depth", depth, in(1, 128), "blocks");
   v.field("num_heads", num_heads, in(1, 128), "attention heads; divides hidden_size");
   v.field("mlp_ratio", mlp_ratio, above(0, 16), "width of a dense mlp over hidden_size");
-  v.choice("position", position, {"sincos2d", "sincos1d", "learned", "rope", "none"}, "how tokens know where they are");
+  v.choice("position", position, {"sincos2d", "sincos1d", "learned", "rope", "none"},
+           "how tokens know where they are");
   v.table("rope", rope, "rotary embeddings (position = rope)");
   v.table("attention", attention, "the attention slot of the blocks");
   v.table("mlp", mlp, "the mlp slot of the blocks");
@@ -28,7 +30,8 @@ std::vector<bool> select_layers(const TextOrList& layers, int64_t depth, const s
   std::vector<bool> selected(static_cast<size_t>(depth), false);
   if (const auto* list = std::get_if<std::vector<int64_t>>(&layers)) {
     for (const int64_t layer : *list) {
-      SIGMA_CHECK(kUsage, layer >= 0 && layer < depth, "{}: expected blocks in [0, {}), got {}", key, depth, layer);
+      SIGMA_CHECK(kUsage, layer >= 0 && layer < depth, "{}: expected blocks in [0, {}), got {}",
+                  key, depth, layer);
       selected[static_cast<size_t>(layer)] = true;
     }
     return selected;
@@ -37,8 +40,10 @@ std::vector<bool> select_layers(const TextOrList& layers, int64_t depth, const s
   int64_t every = 0;
   if (text == "all") every = 1;
   if (text == "odd") every = 2;
-  if (text.starts_with("every ")) std::from_chars(text.data() + 6, text.data() + text.size(), every);
-  SIGMA_CHECK(kUsage, every >= 1, "{} = \"{}\": expected all, odd, \"every Nth\" or a list of blocks", key, text);
+  if (text.starts_with("every "))
+    std::from_chars(text.data() + 6, text.data() + text.size(), every);
+  SIGMA_CHECK(kUsage, every >= 1,
+              "{} = \"{}\": expected all, odd, \"every Nth\" or a list of blocks", key, text);
   for (int64_t i = every - 1; i < depth; i += every) selected[static_cast<size_t>(i)] = true;
   return selected;
 }

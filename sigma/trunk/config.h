@@ -12,9 +12,9 @@
 namespace sigma {
 
 struct MlpConfig {
-  std::string kind = "dense";      // dense | moe
+  std::string kind = "dense";  // dense | moe
   TextOrList layers = "all";
-  std::string activation = "silu"; // dense
+  std::string activation = "silu";  // dense
   MoeConfig moe;
   void visit(ConfigVisitor& v);
 };
@@ -31,8 +31,8 @@ struct TrunkConfig {
   void visit(ConfigVisitor& v);
 };
 
-/// Which of `depth` blocks (from 0) a `layers` value selects: all | odd (1, 3, ...) | "every Nth" (N-1, 2N-1, ...) | a list.
-/// Errors: kUsage naming `key`.
+/// Which of `depth` blocks (from 0) a `layers` value selects: all | odd (1, 3, ...) | "every Nth"
+/// (N-1, 2N-1, ...) | a list. Errors: kUsage naming `key`.
 std::vector<bool> select_layers(const TextOrList& layers, int64_t depth, const std::string& key);
 
 }  // namespace sigma

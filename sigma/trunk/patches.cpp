@@ -9,8 +9,8 @@ namespace sigma {
 using torch::Tensor;
 
 Grid patch_grid(int64_t height, int64_t width, int64_t patch) {
-  SIGMA_CHECK(kUsage, height % patch == 0 && width % patch == 0, "patch_size: expected a divisor of {} x {}, got {}",
-              height, width, patch);
+  SIGMA_CHECK(kUsage, height % patch == 0 && width % patch == 0,
+              "patch_size: expected a divisor of {} x {}, got {}", height, width, patch);
   return {.frames = 1, .height = height / patch, .width = width / patch};
 }
 
@@ -23,12 +23,15 @@ Tensor patchify(const Tensor& images, int64_t patch) {
       .reshape({B, grid.size(), C * patch * patch});
 }
 
-Tensor unpatchify(const Tensor& tokens, const Grid& grid, int64_t patch, int64_t channels, int64_t overlap) {
+Tensor unpatchify(const Tensor& tokens, const Grid& grid, int64_t patch, int64_t channels,
+                  int64_t overlap) {
   const int64_t B = tokens.size(0);
   if (overlap > 0) {
     const int64_t k = patch + 2 * overlap;
-    const Tensor columns = tokens.reshape({B, grid.size(), k * k, channels}).permute({0, 3, 2, 1}).flatten(1, 2);
-    return at::col2im(columns, {grid.height * patch, grid.width * patch}, {k, k}, /*dilation=*/{1, 1},
+    const Tensor columns =
+        tokens.reshape({B, grid.size(), k * k, channels}).permute({0, 3, 2, 1}).flatten(1, 2);
+    return at::col2im(columns, {grid.height * patch, grid.width * patch}, {k, k},
+                      /*dilation=*/{1, 1},
                       /*padding=*/{overlap, overlap}, /*stride=*/{patch, patch});
   }
   return tokens.reshape({B, grid.height, grid.width, patch, patch, channels})

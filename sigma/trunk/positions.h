@@ -7,9 +7,10 @@
 
 namespace sigma {
 
-/// [N, width] float64. An axis of width d codes position p as [sin(p w) | cos(p w)], w_i = 10000^(-i/(d/2)).
-/// `axes` 1: the token's index over the whole width; 2: the first half codes the column, the second the row.
-/// Errors: kUsage (width not divisible by 2, by 4 with two axes; a grid with more axes).
+/// [N, width] float64. An axis of width d codes position p as [sin(p w) | cos(p w)], w_i =
+/// 10000^(-i/(d/2)). `axes` 1: the token's index over the whole width; 2: the first half codes the
+/// column, the second the row. Errors: kUsage (width not divisible by 2, by 4 with two axes; a grid
+/// with more axes).
 torch::Tensor sincos_positions(const Grid& grid, int64_t width, int axes);
 
 /// v [B] -> [cos(v f) | sin(v f)] [B, 2 half], f_i = exp(-ln(10000) i / half), in float64.

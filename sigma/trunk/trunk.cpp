@@ -20,13 +20,15 @@ std::shared_ptr<Mlp> make_mlp(const TrunkConfig& config, bool chosen_layer) {
   if (config.mlp.kind == "moe" && chosen_layer) {
     return std::make_shared<MixtureOfExperts>(config.hidden_size, config.mlp.moe);
   }
-  const auto hidden = static_cast<int64_t>(std::floor(static_cast<double>(config.hidden_size) * config.mlp_ratio));
+  const auto hidden =
+      static_cast<int64_t>(std::floor(static_cast<double>(config.hidden_size) * config.mlp_ratio));
   return std::make_shared<DenseMlp>(config.hidden_size, hidden, config.mlp.activation);
 }
 
 }  // namespace
 
-Block::Block(int64_t dim, std::shared_ptr<Attention> attention, std::shared_ptr<Mlp> mlp, Conditioning conditioning) {
+Block::Block(int64_t dim, std::shared_ptr<Attention> attention, std::shared_ptr<Mlp> mlp,
+             Conditioning conditioning) {
   if (conditioning == Conditioning::kNone) {
     norm1_ = child<LayerNorm>("norm1", dim, /*affine=*/true, kNormEps);
     norm2_ = child<LayerNorm>("norm2", dim, /*affine=*/true, kNormEps);
@@ -36,7 +38,8 @@ Block::Block(int64_t dim, std::shared_ptr<Attention> attention, std::shared_ptr<
   if (conditioning == Conditioning::kAdaLnZero) {
     // "adaLN_modulation.1" in the published checkpoints: a SiLU stands before it there.
     auto modulation = child<Module>("adaLN_modulation");
-    modulation_ = modulation->register_module("1", std::make_shared<Linear>(dim, 6 * dim, true, Init::zero()));
+    modulation_ = modulation->register_module(
+        "1", std::make_shared<Linear>(dim, 6 * dim, true, Init::zero()));
   }
 }
 
@@ -44,7 +47,8 @@ Output Block::forward(const Tensor& x, const Tensor& c, const TokenLayout& layou
                       const Context& context) {
   Output result;
   if (!modulation_) {
-    const Tensor h = x + attn_->forward(to_compute(norm1_->forward(x), context), layout, rope, context);
+    const Tensor h =
+        x + attn_->forward(to_compute(norm1_->forward(x), context), layout, rope, context);
     const Output mlp = mlp_->forward(to_compute(norm2_->forward(h), context), context);
     result.absorb(mlp);
     result.value = h + mlp.value;
@@ -61,36 +65,43 @@ Output Block::forward(const Tensor& x, const Tensor& c, const TokenLayout& layou
 }
 
 double Block::flops(const TokenLayout& layout) const {
-  return attn_->flops(layout) + mlp_->flops(layout.tokens()) + (modulation_ ? modulation_->flops(1) : 0);
+  return attn_->flops(layout) + mlp_->flops(layout.tokens()) +
+         (modulation_ ? modulation_->flops(1) : 0);
 }
 
-Trunk::Trunk(const TrunkConfig& config, const Grid& grid, Conditioning conditioning) : config_(config), grid_(grid) {
+Trunk::Trunk(const TrunkConfig& config, const Grid& grid, Conditioning conditioning)
+    : config_(config), grid_(grid) {
   const int64_t dim = config.hidden_size;
-  SIGMA_CHECK(kUsage, dim % config.num_heads == 0, "num_heads: expected a divisor of hidden_size = {}, got {}", dim,
-              config.num_heads);
+  SIGMA_CHECK(kUsage, dim % config.num_heads == 0,
+              "num_heads: expected a divisor of hidden_size = {}, got {}", dim, config.num_heads);
   if (config.position == "learned") {
     pos_embed_ = parameter("pos_embed", {1, grid.size(), dim}, Init::normal(kPositionStd));
   } else if (config.position == "sincos2d" || config.position == "sincos1d") {
     sincos_ = sincos_positions(grid, dim, config.position == "sincos2d" ? 2 : 1);
   } else if (config.position == "rope") {
-    rope_axis_dims(config.rope, dim / config.num_heads, grid.axes());  // refuses here, not at the first step
+    rope_axis_dims(config.rope, dim / config.num_heads,
+                   grid.axes());  // refuses here, not at the first step
   }
-  const std::vector<bool> attention_layers = select_layers(config.attention.layers, config.depth, "attention.layers");
+  const std::vector<bool> attention_layers =
+      select_layers(config.attention.layers, config.depth, "attention.layers");
   const std::vector<bool> mlp_layers = select_layers(config.mlp.layers, config.depth, "mlp.layers");
   AttentionConfig dense = config.attention;
   dense.kind = "dense";
   auto blocks = child<Module>("blocks");
   for (int64_t i = 0; i < config.depth; ++i) {
     const auto layer = static_cast<size_t>(i);
-    auto attention = make_attention(attention_layers[layer] ? config.attention : dense, dim, config.num_heads);
-    auto block = std::make_shared<Block>(dim, attention, make_mlp(config, mlp_layers[layer]), conditioning);
+    auto attention =
+        make_attention(attention_layers[layer] ? config.attention : dense, dim, config.num_heads);
+    auto block =
+        std::make_shared<Block>(dim, attention, make_mlp(config, mlp_layers[layer]), conditioning);
     blocks_.push_back(blocks->register_module(std::to_string(i), block));
   }
 }
 
 Tensor Trunk::add_positions(const Tensor& x, const TokenLayout& layout) {
   if (!pos_embed_.defined() && !sincos_.defined()) return x;
-  if (sincos_.defined() && (sincos_.scalar_type() != x.scalar_type() || sincos_.device() != x.device())) {
+  if (sincos_.defined() &&
+      (sincos_.scalar_type() != x.scalar_type() || sincos_.device() != x.device())) {
     sincos_ = sincos_positions(grid_, config_.hidden_size, config_.position == "sincos2d" ? 2 : 1)
                   .to(x.device(), x.scalar_type());
   }
@@ -109,16 +120,18 @@ const Rope* Trunk::rope_for(const TokenLayout& layout, const Tensor& like) {
                     rope_layout_.grid == layout.grid && rope_dtype_ == like.scalar_type() &&
                     rope_->table().cos.device() == like.device();
   if (!same) {
-    rope_ = std::make_unique<Rope>(config_.rope, config_.hidden_size / config_.num_heads, layout, like.scalar_type(),
-                                   like.device());
+    rope_ = std::make_unique<Rope>(config_.rope, config_.hidden_size / config_.num_heads, layout,
+                                   like.scalar_type(), like.device());
     rope_layout_ = layout;
     rope_dtype_ = like.scalar_type();
   }
   return rope_.get();
 }
 
-Output Trunk::forward(const Tensor& x, const TokenLayout& layout, const Tensor& condition, const Context& context) {
-  SIGMA_CHECK(kUsage, layout.grid == grid_, "trunk: expected a grid of {} x {} x {}, got {} x {} x {}", grid_.frames,
+Output Trunk::forward(const Tensor& x, const TokenLayout& layout, const Tensor& condition,
+                      const Context& context) {
+  SIGMA_CHECK(kUsage, layout.grid == grid_,
+              "trunk: expected a grid of {} x {} x {}, got {} x {} x {}", grid_.frames,
               grid_.height, grid_.width, layout.grid.frames, layout.grid.height, layout.grid.width);
   Output result;
   result.value = add_positions(at_least_float(x), layout);

@@ -1,11 +1,14 @@
 // The trunk: blocks of (attention) x (mlp) x (conditioning), shared by every network here.
 //
 //   conditioning none:        x += attn(norm1(x));                          x += mlp(norm2(x))
-//   conditioning adaln_zero:  x += g1 attn(norm1(x) (1 + c1) + h1);         x += g2 mlp(norm2(x) (1 + c2) + h2)
-//                             (h1, c1, g1, h2, c2, g2) = Linear(silu(c)), starting at zero (DiT, arXiv 2212.09748, section 3.2)
+//   conditioning adaln_zero:  x += g1 attn(norm1(x) (1 + c1) + h1);         x += g2 mlp(norm2(x) (1
+//   + c2) + h2)
+//                             (h1, c1, g1, h2, c2, g2) = Linear(silu(c)), starting at zero (DiT,
+//                             arXiv 2212.09748, section 3.2)
 //
-// x [B,N,C] is the residual stream, at least float32; the outputs of norms are cast to the compute dtype of the pass. The trunk
-// owns positions: additive ones are added to the grid tokens here, rotary tables are made once per layout and passed down.
+// x [B,N,C] is the residual stream, at least float32; the outputs of norms are cast to the compute
+// dtype of the pass. The trunk owns positions: additive ones are added to the grid tokens here,
+// rotary tables are made once per layout and passed down.
 #pragma once
 
 #include <memory>
@@ -24,10 +27,11 @@ enum class Conditioning { kNone, kAdaLnZero };
 
 class Block : public Module {
  public:
-  Block(int64_t dim, std::shared_ptr<Attention> attention, std::shared_ptr<Mlp> mlp, Conditioning conditioning);
+  Block(int64_t dim, std::shared_ptr<Attention> attention, std::shared_ptr<Mlp> mlp,
+        Conditioning conditioning);
   /// `c` is silu(condition) [B,C], undefined without conditioning.
-  Output forward(const torch::Tensor& x, const torch::Tensor& c, const TokenLayout& layout, const Rope* rope,
-                 const Context& context);
+  Output forward(const torch::Tensor& x, const torch::Tensor& c, const TokenLayout& layout,
+                 const Rope* rope, const Context& context);
   double flops(const TokenLayout& layout) const;
 
  private:
@@ -43,7 +47,8 @@ class Trunk : public Module {
   /// `grid`: of the tokens; learned positions have its size.
   Trunk(const TrunkConfig& config, const Grid& grid, Conditioning conditioning);
   /// x [B,N,C], N = layout.tokens(); condition [B,C] or undefined. The caller norms the result.
-  Output forward(const torch::Tensor& x, const TokenLayout& layout, const torch::Tensor& condition, const Context& context);
+  Output forward(const torch::Tensor& x, const TokenLayout& layout, const torch::Tensor& condition,
+                 const Context& context);
   double flops(const TokenLayout& layout) const;
   const TrunkConfig& config() const { return config_; }
 

@@ -1,4 +1,5 @@
-// Bad input through the program: a clear message with expected and actual, the right exit code, and nothing lost.
+// Bad input through the program: a clear message with expected and actual, the right exit code, and
+// nothing lost.
 #include <torch/cuda.h>
 
 #include "sigma/io/images.h"
@@ -31,12 +32,15 @@ TEST_F(Errors, ValueOutOfBoundsNamesTheBounds) {
 }
 
 TEST_F(Errors, SettingsThatDoNotFitTogetherAreRefusedBeforeTheFirstStep) {
-  EXPECT_CONTAINS(p.run({"train", "tiny.toml", "--set", "train.micro_batch=3"}).err, "expected a divisor of train.batch = 8, got 3");
+  EXPECT_CONTAINS(p.run({"train", "tiny.toml", "--set", "train.micro_batch=3"}).err,
+                  "expected a divisor of train.batch = 8, got 3");
   const Finished groups = p.run({"train", "tiny.toml", "--set", "train.micro_batch=2"});
   EXPECT_EQ(groups.exit, 2);
   EXPECT_CONTAINS(groups.err, "expected a multiple of group_size = 4, got 2");
-  EXPECT_CONTAINS(p.run({"train", "tiny.toml", "--set", "generator.second_time=none"}).err, "expects s or delta");
-  EXPECT_CONTAINS(p.run({"train", "tiny.toml", "--set", "generator.patch_size=3"}).err, "expected a divisor of 8 x 8, got 3");
+  EXPECT_CONTAINS(p.run({"train", "tiny.toml", "--set", "generator.second_time=none"}).err,
+                  "expects s or delta");
+  EXPECT_CONTAINS(p.run({"train", "tiny.toml", "--set", "generator.patch_size=3"}).err,
+                  "expected a divisor of 8 x 8, got 3");
   EXPECT_TRUE(p.checkpoints("runs/tiny").empty());
 }
 
@@ -61,16 +65,19 @@ TEST_F(Errors, RecipeThatIsNotThere) {
 
 TEST_F(Errors, ARunOfAnotherConfigurationNamesTheKeys) {
   ASSERT_EQ(p.run({"train", "tiny.toml", "--set", "train.images=80"}).exit, 0);
-  const Finished r = p.run({"train", "tiny.toml", "--set", "train.images=80", "--set", "train.seed=1"});
+  const Finished r =
+      p.run({"train", "tiny.toml", "--set", "train.images=80", "--set", "train.seed=1"});
   EXPECT_EQ(r.exit, 2);
   EXPECT_CONTAINS(r.err, "train.seed: the run has 0, asked for 1");
   // Keys that do not make the run what it is may change.
-  EXPECT_EQ(p.run({"train", "tiny.toml", "--set", "train.images=80", "--set", "log.every=1"}).exit, 0);
+  EXPECT_EQ(p.run({"train", "tiny.toml", "--set", "train.images=80", "--set", "log.every=1"}).exit,
+            0);
 }
 
 TEST_F(Errors, ChangedDataAtAResume) {
   const pid_t child = p.start({"train", "tiny.toml", "--set", "train.images=1M"});
-  while (p.checkpoints("runs/tiny").empty()) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  while (p.checkpoints("runs/tiny").empty())
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
   kill(child, SIGTERM);
   EXPECT_EQ(p.wait(child).exit, 143);
   p.write_data(60);
@@ -81,9 +88,11 @@ TEST_F(Errors, ChangedDataAtAResume) {
 
 TEST_F(Errors, NonFiniteLossStopsAndKeepsTheLastCheckpoint) {
   // Adam's step is at most lr: weights grow without bound until the loss overflows.
-  const Finished r = p.run({"train", "tiny.toml", "--set", "train.optimizer.lr=1", "--set", "generator.objective.kernel_scale=1000",
-                            "--set", "train.images=4M", "--set", "train.optimizer.weight_decay=1", "--set",
-                            "train.optimizer.beta2=0", "--set", "train.optimizer.eps=0", "--set", "checkpoint.every=80"});
+  const Finished r =
+      p.run({"train", "tiny.toml", "--set", "train.optimizer.lr=1", "--set",
+             "generator.objective.kernel_scale=1000", "--set", "train.images=4M", "--set",
+             "train.optimizer.weight_decay=1", "--set", "train.optimizer.beta2=0", "--set",
+             "train.optimizer.eps=0", "--set", "checkpoint.every=80"});
   EXPECT_EQ(r.exit, 6);
   EXPECT_CONTAINS(r.err, "expected a finite loss and gradient");
 }
@@ -132,7 +141,8 @@ TEST_F(Errors, AlteredCheckpointsFallBackToTheOneBefore) {
   EXPECT_CONTAINS(r.err, "optimizer.safetensors");
   EXPECT_EQ(sha256_file(saved[0] / "model.safetensors"), good);
   // None left that verifies.
-  for (const auto& folder : p.checkpoints("runs/tiny")) fs::resize_file(folder / "model.safetensors", 50);
+  for (const auto& folder : p.checkpoints("runs/tiny"))
+    fs::resize_file(folder / "model.safetensors", 50);
   EXPECT_EQ(p.run({"train", "tiny.toml"}).exit, 4);
   EXPECT_EQ(p.run({"sample", "runs/tiny"}).exit, 4);
 }

@@ -47,10 +47,13 @@ class Program {
   std::string path(const std::string& name) const { return (folder / name).string(); }
 
   /// Starts the program; `prepare` runs in the child before it.
-  pid_t start(const std::vector<std::string>& arguments, const std::function<void()>& prepare = {}) const {
+  pid_t start(const std::vector<std::string>& arguments,
+              const std::function<void()>& prepare = {}) const {
     const pid_t child = fork();
     if (child != 0) return child;
-    if (!freopen(path("stdout").c_str(), "w", stdout) || !freopen(path("stderr").c_str(), "w", stderr)) _exit(99);
+    if (!freopen(path("stdout").c_str(), "w", stdout) ||
+        !freopen(path("stderr").c_str(), "w", stderr))
+      _exit(99);
     if (chdir(folder.c_str()) != 0) _exit(99);
     setenv("OMP_NUM_THREADS", "1", 1);
     if (prepare) prepare();
@@ -71,7 +74,8 @@ class Program {
             .err = read_file(folder / "stderr")};
   }
 
-  Finished run(const std::vector<std::string>& arguments, const std::function<void()>& prepare = {}) const {
+  Finished run(const std::vector<std::string>& arguments,
+               const std::function<void()>& prepare = {}) const {
     return wait(start(arguments, prepare));
   }
 
@@ -80,12 +84,16 @@ class Program {
     std::ofstream(folder / name, std::ios::binary) << text;
   }
 
-  /// images.idx and labels.idx: `count` 8x8 images of 4 classes (a bright quadrant and some texture).
-  void write_data(int count = 64, const std::string& images = "images.idx", const std::string& labels = "labels.idx") const {
+  /// images.idx and labels.idx: `count` 8x8 images of 4 classes (a bright quadrant and some
+  /// texture).
+  void write_data(int count = 64, const std::string& images = "images.idx",
+                  const std::string& labels = "labels.idx") const {
     const auto be = [](uint32_t v) {
-      return std::string{static_cast<char>(v >> 24), static_cast<char>(v >> 16), static_cast<char>(v >> 8), static_cast<char>(v)};
+      return std::string{static_cast<char>(v >> 24), static_cast<char>(v >> 16),
+                         static_cast<char>(v >> 8), static_cast<char>(v)};
     };
-    std::string pixels = std::string("\0\0\x08\x03", 4) + be(static_cast<uint32_t>(count)) + be(8) + be(8);
+    std::string pixels =
+        std::string("\0\0\x08\x03", 4) + be(static_cast<uint32_t>(count)) + be(8) + be(8);
     std::string classes = std::string("\0\0\x08\x01", 4) + be(static_cast<uint32_t>(count));
     for (int i = 0; i < count; ++i) {
       const int label = i % 4;
@@ -144,8 +152,11 @@ every = 10
   }
 };
 
-inline bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+inline bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
-#define EXPECT_CONTAINS(text, part) EXPECT_TRUE(contains(text, part)) << "expected \"" << (part) << "\" in:\n" << (text)
+#define EXPECT_CONTAINS(text, part) \
+  EXPECT_TRUE(contains(text, part)) << "expected \"" << (part) << "\" in:\n" << (text)
 
 }  // namespace sigma

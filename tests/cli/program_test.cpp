@@ -1,7 +1,8 @@
 // The program's good ways: train, resume, sample, eval, show, config.
+#include "tests/cli/program.h"
+
 #include "sigma/base/sha256.h"
 #include "sigma/io/images.h"
-#include "tests/cli/program.h"
 
 namespace sigma {
 namespace {
@@ -9,7 +10,8 @@ namespace {
 std::map<std::string, std::string> hashes(const fs::path& folder) {
   std::map<std::string, std::string> out;
   for (const auto& entry : fs::directory_iterator(folder)) {
-    if (entry.path().extension() == ".safetensors") out[entry.path().filename()] = sha256_file(entry.path());
+    if (entry.path().extension() == ".safetensors")
+      out[entry.path().filename()] = sha256_file(entry.path());
   }
   return out;
 }
@@ -46,19 +48,26 @@ TEST_F(ProgramTest, TrainsRepeatsAndSamples) {
   EXPECT_EQ(provenance.at("label"), 1);
   EXPECT_EQ(provenance.at("checkpoint"), before.at("ema-main.safetensors"));
   const Image decoded = decode_image(png, "a");
-  EXPECT_EQ(provenance.at("pixels"),
-            sha256_hex({reinterpret_cast<const char*>(decoded.pixels.data()), decoded.pixels.size()}));
+  EXPECT_EQ(
+      provenance.at("pixels"),
+      sha256_hex({reinterpret_cast<const char*>(decoded.pixels.data()), decoded.pixels.size()}));
   const auto sidecar = nlohmann::json::parse(read_file(p.folder / "a/000003.png.json"));
   EXPECT_EQ(sidecar.at("file_sha256"), sha256_hex(png));
 
   // Several settings: a file each.
-  ASSERT_EQ(p.run({"sample", "runs/tiny", "-o", "grid.png", "--steps", "1,2", "--guidance", "1,2", "--labels", "0,2-3"}).exit, 0);
-  for (const char* name : {"grid-steps1-guidance1.png", "grid-steps2-guidance2.png"}) EXPECT_TRUE(fs::exists(p.folder / name));
+  ASSERT_EQ(p.run({"sample", "runs/tiny", "-o", "grid.png", "--steps", "1,2", "--guidance", "1,2",
+                   "--labels", "0,2-3"})
+                .exit,
+            0);
+  for (const char* name : {"grid-steps1-guidance1.png", "grid-steps2-guidance2.png"})
+    EXPECT_TRUE(fs::exists(p.folder / name));
   EXPECT_EQ(p.run({"sample", "runs/tiny", "--labels", "4"}).exit, 2);
 
-  const Finished eval = p.run({"eval", "runs/tiny", "--metrics", "energy_pixels", "--count", "32", "--json"});
+  const Finished eval =
+      p.run({"eval", "runs/tiny", "--metrics", "energy_pixels", "--count", "32", "--json"});
   ASSERT_EQ(eval.exit, 0) << eval.err;
-  const auto metric = nlohmann::json::parse(eval.out).at("result").at("rows").at(0).at("metrics").at(0);
+  const auto metric =
+      nlohmann::json::parse(eval.out).at("result").at("rows").at(0).at("metrics").at(0);
   EXPECT_EQ(metric.at("name"), "energy_pixels");
   EXPECT_EQ(metric.at("n_samples"), 32);
 
@@ -67,7 +76,8 @@ TEST_F(ProgramTest, TrainsRepeatsAndSamples) {
 }
 
 TEST_F(ProgramTest, TwoRunsOfASeedAgreeAndAnotherSeedDiffers) {
-  const std::vector<std::string> recipe = {"train", "tiny.toml", "--set", "train.images=160", "--run"};
+  const std::vector<std::string> recipe = {"train", "tiny.toml", "--set", "train.images=160",
+                                           "--run"};
   const auto train = [&](const std::string& run, const std::string& set) {
     std::vector<std::string> arguments = recipe;
     arguments.insert(arguments.end(), {run, "--set", set});
@@ -81,7 +91,8 @@ TEST_F(ProgramTest, TwoRunsOfASeedAgreeAndAnotherSeedDiffers) {
 }
 
 TEST_F(ProgramTest, SignalsSaveAndTheCommandGoesOn) {
-  for (const auto& [signal, code] : std::map<int, int>{{SIGINT, 130}, {SIGTERM, 143}, {SIGHUP, 129}}) {
+  for (const auto& [signal, code] :
+       std::map<int, int>{{SIGINT, 130}, {SIGTERM, 143}, {SIGHUP, 129}}) {
     const std::string run = "runs/signal" + std::to_string(signal);
     const pid_t child = p.start({"train", "tiny.toml", "--run", run, "--set", "train.images=1G"});
     while (p.checkpoints(run).empty()) std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -112,18 +123,23 @@ images = 800
 batch = 8
 )");
   p.write_recipe("latent.toml", "[generator.sampler]\nsteps = 2\n");
-  const std::vector<std::string> generator = {"train", "latent.toml", "--set", "generator.tokenizer=runs/ae", "--set",
-                                              "generator.path={kind=\"ot_fm\"}"};
+  const std::vector<std::string> generator = {"train", "latent.toml",
+                                              "--set", "generator.tokenizer=runs/ae",
+                                              "--set", "generator.path={kind=\"ot_fm\"}"};
   // Not before the tokenizer is there.
   EXPECT_EQ(p.run(generator).exit, 2);
   ASSERT_EQ(p.run({"train", "ae.toml"}).exit, 0);
   const Finished psnr = p.run({"eval", "runs/ae", "--metrics", "psnr_of_mean", "--json"});
   ASSERT_EQ(psnr.exit, 0) << psnr.err;
-  EXPECT_GT(nlohmann::json::parse(psnr.out).at("result").at("metrics").at(0).at("value").get<double>(), 10.0);
+  EXPECT_GT(
+      nlohmann::json::parse(psnr.out).at("result").at("metrics").at(0).at("value").get<double>(),
+      10.0);
   Finished r = p.run(generator);
   ASSERT_EQ(r.exit, 0) << r.err;
   EXPECT_TRUE(fs::exists(p.folder / "runs/latent/tokenizer/ema-main.safetensors"));
-  EXPECT_EQ(std::distance(fs::directory_iterator(p.folder / "runs/ae/latents"), fs::directory_iterator{}), 1);
+  EXPECT_EQ(
+      std::distance(fs::directory_iterator(p.folder / "runs/ae/latents"), fs::directory_iterator{}),
+      1);
   // The run keeps its own copy of the tokenizer.
   fs::remove_all(p.folder / "runs/ae");
   ASSERT_EQ(p.run({"sample", "runs/latent", "-o", "latent.png"}).exit, 0);
@@ -139,7 +155,9 @@ TEST_F(ProgramTest, DryRunWritesNothing) {
 
 TEST_F(ProgramTest, HelpNamesEveryExitCode) {
   const std::string help = p.run({"--help"}).out;
-  for (const char* code : {"  0 ", "  1 ", "  2 ", "  3 ", "  4 ", "  5 ", "  6 ", "  7 ", "129, 130, 143"}) EXPECT_CONTAINS(help, code);
+  for (const char* code :
+       {"  0 ", "  1 ", "  2 ", "  3 ", "  4 ", "  5 ", "  6 ", "  7 ", "129, 130, 143"})
+    EXPECT_CONTAINS(help, code);
   EXPECT_CONTAINS(p.run({"sample", "--help"}).out, "sigma sample runs/quickstart");
   EXPECT_CONTAINS(p.run({"config", "keys", "objective"}).out, "generator.objective.group_size");
   EXPECT_CONTAINS(p.run({"data", "list"}).out, "fashion");
@@ -159,8 +177,9 @@ TEST_F(ProgramTest, ConfigDiffNamesWhatDiffers) {
 TEST_F(ProgramTest, FiftyKillsLoseAtMostOneInterval) {
   constexpr int kKills = 50;
   constexpr int kInterval = 2;  // steps
-  const std::vector<std::string> command = {"train",  "tiny.toml", "--set", "train.images=10M",
-                                            "--set",  "checkpoint.every=16", "--set", "checkpoint.keep_last=2"};
+  const std::vector<std::string> command = {
+      "train", "tiny.toml",           "--set", "train.images=10M",
+      "--set", "checkpoint.every=16", "--set", "checkpoint.keep_last=2"};
   const auto newest = [&] {
     const auto all = p.checkpoints("runs/tiny");
     return all.empty() ? 0 : std::stoi(all.back().filename().string().substr(5));
@@ -171,7 +190,8 @@ TEST_F(ProgramTest, FiftyKillsLoseAtMostOneInterval) {
   for (int i = 0; i < kKills; ++i) {
     // At any moment: while training, saving or cleaning.
     const int before = newest();
-    while (newest() < before + kInterval) std::this_thread::sleep_for(std::chrono::microseconds(300));
+    while (newest() < before + kInterval)
+      std::this_thread::sleep_for(std::chrono::microseconds(300));
     std::this_thread::sleep_for(std::chrono::microseconds(i * 397 % 9000));
     kill(child, SIGKILL);
     EXPECT_EQ(p.wait(child).exit, 128 + SIGKILL);
@@ -182,7 +202,8 @@ TEST_F(ProgramTest, FiftyKillsLoseAtMostOneInterval) {
     while (newest() <= saved) std::this_thread::sleep_for(std::chrono::microseconds(300));
     const auto all = p.checkpoints("runs/tiny");
     for (const auto& folder : all) {
-      EXPECT_EQ((std::stoi(folder.filename().string().substr(5)) - saved) % kInterval, 0) << "kill " << i;
+      EXPECT_EQ((std::stoi(folder.filename().string().substr(5)) - saved) % kInterval, 0)
+          << "kill " << i;
     }
   }
   kill(child, SIGTERM);

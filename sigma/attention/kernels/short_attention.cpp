@@ -15,10 +15,13 @@ constexpr int kLanes = 32;
 
 int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-// Every product of attention is a sum of weighted rows: out[0..width) = sum_r w[r * step] X[r][0..width), width a multiple of kLanes.
-// The accumulators stay in registers over the whole sum.
-inline __attribute__((always_inline)) void weighted_rows(float* __restrict out, const float* __restrict w, int64_t step,
-                                                         int64_t rows, const float* __restrict X, int64_t width) {
+// Every product of attention is a sum of weighted rows: out[0..width) = sum_r w[r * step]
+// X[r][0..width), width a multiple of kLanes. The accumulators stay in registers over the whole
+// sum.
+inline __attribute__((always_inline)) void weighted_rows(float* __restrict out,
+                                                         const float* __restrict w, int64_t step,
+                                                         int64_t rows, const float* __restrict X,
+                                                         int64_t width) {
   for (int64_t at = 0; at < width; at += kLanes) {
     float sum[kLanes] = {};
     for (int64_t r = 0; r < rows; ++r) {
@@ -31,8 +34,9 @@ inline __attribute__((always_inline)) void weighted_rows(float* __restrict out, 
 }
 
 // One head's rows, padded with zeros: M [N][Dp], and its transpose [D][Np] where asked.
-inline __attribute__((always_inline)) void load(const float* __restrict from, int64_t stride, int64_t N, int64_t D,
-                                                float* __restrict rows, int64_t Dp, float* __restrict transposed,
+inline __attribute__((always_inline)) void load(const float* __restrict from, int64_t stride,
+                                                int64_t N, int64_t D, float* __restrict rows,
+                                                int64_t Dp, float* __restrict transposed,
                                                 int64_t Np) {
   for (int64_t n = 0; n < N; ++n) {
     if (rows) {
@@ -80,8 +84,8 @@ void short_attention_forward(const ShortAttention& k, float* out, int64_t first,
 }
 
 SIGMA_MULTIVERSION
-void short_attention_backward(const ShortAttention& k, const float* grad_out, float* grad_qkv, int64_t first,
-                              int64_t last) {
+void short_attention_backward(const ShortAttention& k, const float* grad_out, float* grad_qkv,
+                              int64_t first, int64_t last) {
   const int64_t N = k.N, D = k.D, Np = padded(N), Dp = padded(D), row = 3 * k.H * D;
   std::vector<float> buffer(static_cast<size_t>(D * Np + 3 * N * Dp + N * Np + std::max(Np, Dp)));
   float* value_t = buffer.data();

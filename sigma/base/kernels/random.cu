@@ -10,7 +10,8 @@ constexpr int kThreads = 256;
 
 // A thread fills four elements: one Philox block.
 template <typename T, bool kNormal>
-__global__ void fill(T* out, int64_t rows, int64_t width, uint64_t seed, uint32_t stream, const uint64_t* samples) {
+__global__ void fill(T* out, int64_t rows, int64_t width, uint64_t seed, uint32_t stream,
+                     const uint64_t* samples) {
   const int64_t blocks = (width + 3) / 4;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (index >= rows * blocks) return;
@@ -28,25 +29,28 @@ __global__ void fill(T* out, int64_t rows, int64_t width, uint64_t seed, uint32_
   } else {
     for (int i = 0; i < 4; ++i) values[i] = uniform_float(words.w[i]);
   }
-  for (int64_t i = 0; i < 4 && block * 4 + i < width; ++i) out[row * width + block * 4 + i] = values[i];
+  for (int64_t i = 0; i < 4 && block * 4 + i < width; ++i)
+    out[row * width + block * 4 + i] = values[i];
 }
 
 template <typename T>
-bool launch(T* out, bool normal, int64_t rows, int64_t width, uint64_t seed, uint32_t stream, const uint64_t* samples,
-            cudaStream_t cuda_stream) {
+bool launch(T* out, bool normal, int64_t rows, int64_t width, uint64_t seed, uint32_t stream,
+            const uint64_t* samples, cudaStream_t cuda_stream) {
   const int64_t blocks = rows * ((width + 3) / 4);
   const auto grid = static_cast<unsigned>((blocks + kThreads - 1) / kThreads);
-  if (normal) fill<T, true><<<grid, kThreads, 0, cuda_stream>>>(out, rows, width, seed, stream, samples);
+  if (normal)
+    fill<T, true><<<grid, kThreads, 0, cuda_stream>>>(out, rows, width, seed, stream, samples);
   else fill<T, false><<<grid, kThreads, 0, cuda_stream>>>(out, rows, width, seed, stream, samples);
   return cudaGetLastError() == cudaSuccess;
 }
 
 }  // namespace
 
-bool fill_random_cuda(void* out, bool is_double, bool normal, int64_t rows, int64_t width, uint64_t seed,
-                      uint32_t stream, const uint64_t* samples, void* cuda_stream) {
+bool fill_random_cuda(void* out, bool is_double, bool normal, int64_t rows, int64_t width,
+                      uint64_t seed, uint32_t stream, const uint64_t* samples, void* cuda_stream) {
   const auto s = static_cast<cudaStream_t>(cuda_stream);
-  if (is_double) return launch(static_cast<double*>(out), normal, rows, width, seed, stream, samples, s);
+  if (is_double)
+    return launch(static_cast<double*>(out), normal, rows, width, seed, stream, samples, s);
   return launch(static_cast<float*>(out), normal, rows, width, seed, stream, samples, s);
 }
 

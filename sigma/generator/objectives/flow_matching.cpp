@@ -10,13 +10,15 @@ void FlowMatchingConfig::visit(ConfigVisitor& v) {
   v.choice("time", time, {"uniform", "logit_normal"}, "distribution of t");
   v.field("p_mean", p_mean, in(-10, 10), "logit_normal: mean");
   v.field("p_std", p_std, above(0, 5), "logit_normal: standard deviation");
-  v.field("label_dropout", label_dropout, below(0, 1), "share of the labels replaced by the null label");
+  v.field("label_dropout", label_dropout, below(0, 1),
+          "share of the labels replaced by the null label");
 }
 
 FlowMatching::FlowMatching(const FlowMatchingConfig& config, Preconditioner preconditioner)
     : config_(config), f_(std::move(preconditioner)) {}
 
-Draws FlowMatching::draw(const GeneratorBatch& batch, int64_t null_label, const Context& context) const {
+Draws FlowMatching::draw(const GeneratorBatch& batch, int64_t null_label,
+                         const Context& context) const {
   const Path& path = f_.path();
   Tensor v = torch::empty({batch.data.size(0)}, torch::kDouble);
   if (config_.time == "uniform") {
@@ -33,8 +35,8 @@ Draws FlowMatching::draw(const GeneratorBatch& batch, int64_t null_label, const 
           .student_labels = drop_labels(batch.labels, config_.label_dropout, null_label, context)};
 }
 
-Output FlowMatching::loss(Network& student, Network&, const GeneratorBatch& batch, const Draws& draws,
-                          const Context& context) const {
+Output FlowMatching::loss(Network& student, Network&, const GeneratorBatch& batch,
+                          const Draws& draws, const Context& context) const {
   const Tensor x_t = f_.path().interpolate(batch.data, draws.eps, draws.t);
   Output result = raw_output(student, f_, x_t, draws.t, draws.s, {draws.student_labels}, context);
   const Tensor error = result.value - f_.target(batch.data, draws.eps, draws.t);
@@ -44,7 +46,8 @@ Output FlowMatching::loss(Network& student, Network&, const GeneratorBatch& batc
 }
 
 Tensor FlowMatching::jump(Network& network, const Tensor& x_t, const Tensor& t, const Tensor& s,
-                          const Condition& condition, const GuidanceConfig& guidance, const Context& context) const {
+                          const Condition& condition, const GuidanceConfig& guidance,
+                          const Context& context) const {
   return f_.apply(x_t, guided_output(network, f_, x_t, t, t, condition, guidance, context), s, t);
 }
 

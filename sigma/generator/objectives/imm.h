@@ -1,14 +1,16 @@
 // Inductive moment matching (arXiv 2503.07565): one stage, one to a few steps.
 //
-//   x_t = interpolate(x, eps, t), x_r = interpolate(x, eps, r): one (x, eps) for both; times are shared by groups of M samples
-//   y = f_{s,t}(x_t) with the student's labels;  z = f_{s,r}(x_r) with the current weights under no_grad, labels undropped
-//   loss = mean_g w(t_g) grouped_mmd(y, z, kappa_g),  kappa = kernel_scale / (|c_out(s,t)| D)   (rbf: half of it)
-//   w(t) = (c/2) s_t a_t^(a-1) / ((s_t^2 + e^-b a_t^2) n)   (eq. 13, written so that it is finite at t = 0)
-//   t = t_min + v1^p (T - t_min), s = t_min + v2 (t - t_min), v uniform; p = time_power (1 in the paper; below 1 favours noise)
-//   r = max(s, eta^-1(eta(t) - (eta(T) - eta(t_min))/2^k)), at least min_tr_gap below t
+//   x_t = interpolate(x, eps, t), x_r = interpolate(x, eps, r): one (x, eps) for both; times are
+//   shared by groups of M samples y = f_{s,t}(x_t) with the student's labels;  z = f_{s,r}(x_r)
+//   with the current weights under no_grad, labels undropped loss = mean_g w(t_g) grouped_mmd(y, z,
+//   kappa_g),  kappa = kernel_scale / (|c_out(s,t)| D)   (rbf: half of it) w(t) = (c/2) s_t
+//   a_t^(a-1) / ((s_t^2 + e^-b a_t^2) n)   (eq. 13, written so that it is finite at t = 0) t =
+//   t_min + v1^p (T - t_min), s = t_min + v2 (t - t_min), v uniform; p = time_power (1 in the
+//   paper; below 1 favours noise) r = max(s, eta^-1(eta(t) - (eta(T) - eta(t_min))/2^k)), at least
+//   min_tr_gap below t
 //
-// The target is the current network, not an average of its past (section 4.1; an EMA target loses in our tests too). D is the
-// number of elements of a sample. Costs two forwards and one backward.
+// The target is the current network, not an average of its past (section 4.1; an EMA target loses
+// in our tests too). D is the number of elements of a sample. Costs two forwards and one backward.
 #pragma once
 
 #include "sigma/generator/objective.h"
@@ -34,11 +36,13 @@ class Imm : public Objective {
  public:
   Imm(const ImmConfig& config, Preconditioner preconditioner);
   Needs needs() const override;
-  Draws draw(const GeneratorBatch& batch, int64_t null_label, const Context& context) const override;
+  Draws draw(const GeneratorBatch& batch, int64_t null_label,
+             const Context& context) const override;
   Output loss(Network& student, Network& target, const GeneratorBatch& batch, const Draws& draws,
               const Context& context) const override;
-  torch::Tensor jump(Network& network, const torch::Tensor& x_t, const torch::Tensor& t, const torch::Tensor& s,
-                     const Condition& condition, const GuidanceConfig& guidance, const Context& context) const override;
+  torch::Tensor jump(Network& network, const torch::Tensor& x_t, const torch::Tensor& t,
+                     const torch::Tensor& s, const Condition& condition,
+                     const GuidanceConfig& guidance, const Context& context) const override;
   double passes_per_step() const override { return 4; }
 
   struct Times {
