@@ -1,0 +1,120 @@
+// Which runner a file has: the longest registered prefix of its case or stem.
+#include <fmt/format.h>
+
+#include <map>
+#include <variant>
+
+#include "sigma/base/error.h"
+#include "tests/golden_runners/golden.h"
+
+namespace sigma::golden {
+namespace {
+
+/// A runner, or the name of what is not built.
+using Entry = std::variant<Runner, std::string>;
+
+const std::map<std::string, Entry>& registry() {
+  static const std::map<std::string, Entry> kRegistry = {
+      // objectives
+      {"path", run_path},
+      {"preconditioner", run_preconditioner},
+      {"imm-times", run_imm_times},
+      {"imm-loss", run_imm_loss},
+      {"imm-samplers", run_imm_samplers},
+      {"grouped-mmd", run_grouped_mmd},
+      {"dit-imm", run_dit_imm},
+      {"dit-imm-loss", run_dit_imm_loss},
+      {"dit-published", run_transformer},
+      {"sit-published", run_transformer},
+      {"fm-", run_flow_matching},
+      {"optimizers", run_optimizers},
+      {"ema", run_ema},
+      {"metrics", run_metrics},
+      {"heun", "sampler heun"},
+      {"meanflow", "objective meanflow"},
+      {"shortcut", "objective shortcut"},
+      {"ect", "objective ect"},
+      {"scm", "objective scm"},
+      // attention
+      {"rope_", run_rope},
+      {"dense_", run_dense},
+      {"mta_", "attention multi_token"},
+      {"nsa_", "attention sparse"},
+      {"vsa_", "attention sparse (preset vsa)"},
+      {"select_", "selection"},
+      // experts
+      {"diffmoe", "moe expert choice over the batch"},
+      {"ditmoe", run_moe},
+      {"dsv3_", run_moe},
+      {"ecdit", run_moe},
+      {"formula_", "moe plan and separate losses"},
+      {"hf_", run_moe},
+      {"promoe", "moe prototypes"},
+      {"torchtitan", "moe selection bias"},
+      // tokenizers
+      {"diffaug", "tokenizer gan"},
+      {"fsq", "tokenizer fsq"},
+      {"gan-", "tokenizer gan"},
+      {"hog", "tokenizer hog head"},
+      {"kl", "tokenizer kl"},
+      {"lightningdit", "LightningDiT"},
+      {"lpips", "tokenizer lpips"},
+      {"mae", "tokenizer mae"},
+      {"maetok", "tokenizer maetok"},
+      {"mask-ratio", "tokenizer mask"},
+      {"movq", "conditioning latent_tokens"},
+      {"rope2d-mixed", "rope mixed"},
+      {"rotation-trick", "tokenizer rotation"},
+      {"semanticist", "tokenizer semanticist"},
+      {"sit-1d", "published latent generator"},
+      {"sit-2d", "learned sigma"},
+      {"softvq", "tokenizer softvq"},
+      {"ssim-psnr", "metric ssim"},
+      {"titok", "tokenizer titok"},
+      {"toy-", "published checkpoints"},
+      {"vitok", "tokenizer vitok"},
+      {"vq-", "tokenizer vq"},
+  };
+  return kRegistry;
+}
+
+const Entry* find(const std::string& name) {
+  const Entry* best = nullptr;
+  size_t length = 0;
+  for (const auto& [prefix, entry] : registry()) {
+    if (name.starts_with(prefix) && prefix.size() > length) {
+      best = &entry;
+      length = prefix.size();
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+Report run_file(const std::filesystem::path& path) {
+  Report report;
+  try {
+    const GoldenFile file(path);
+    const Json name = file.meta("case");
+    const Entry* entry = name.is_string() ? find(name.get<std::string>()) : nullptr;
+    if (!entry) entry = find(path.stem().string());
+    if (!entry) {
+      report.is_true("no runner knows this file", false);
+    } else if (const auto* option = std::get_if<std::string>(entry)) {
+      report.skip(*option);
+    } else {
+      std::get<Runner> (*entry)(file, report);
+    }
+  } catch (const Skip& skip) {
+    report.skip(skip.option);
+  } catch (const Error& error) {
+    report.is_true(error.what(), false);
+  } catch (const std::exception& error) {
+    std::string first = error.what();
+    report.is_true(first.substr(0, first.find('\n')), false);
+  }
+  return report;
+}
+
+}  // namespace sigma::golden
