@@ -28,6 +28,24 @@ struct Convolution : Module {
   Tensor kernel, bias;
 };
 
+// Adaptive average pooling to kPooled x kPooled by its definition: torch's has no deterministic
+// backward on a GPU.
+Tensor adaptive_average(const Tensor& x) {
+  std::vector<Tensor> cells;
+  const auto window = [](const Tensor& t, int64_t axis, int64_t i) {
+    const int64_t size = t.size(axis);
+    const int64_t begin = i * size / kPooled;
+    const int64_t end = ((i + 1) * size + kPooled - 1) / kPooled;
+    return t.narrow(axis, begin, end - begin);
+  };
+  for (int64_t i = 0; i < kPooled; ++i) {
+    for (int64_t j = 0; j < kPooled; ++j) {
+      cells.push_back(window(window(x, 2, i), 3, j).mean({2, 3}));
+    }
+  }
+  return torch::stack(cells, 2).flatten(1);  // channel, row, column
+}
+
 }  // namespace
 
 FeatureNet::FeatureNet(int64_t channels, int64_t num_classes) {
@@ -51,8 +69,7 @@ FeatureNet::Result FeatureNet::forward(const Tensor& images) const {
     x = torch::relu(torch::conv2d(x, kernels_[i], biases_[i], /*stride=*/1, /*padding=*/1));
     if (i + 1 < kernels_.size()) x = torch::max_pool2d(x, 2);
   }
-  const Tensor features =
-      torch::relu(feature_->forward(torch::adaptive_avg_pool2d(x, {kPooled, kPooled}).flatten(1)));
+  const Tensor features = torch::relu(feature_->forward(adaptive_average(x)));
   return {.features = features, .logits = logits_->forward(features)};
 }
 
