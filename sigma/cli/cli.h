@@ -18,7 +18,6 @@ namespace sigma {
 struct GlobalOptions {
   bool json = false;
   bool quiet = false;
-  bool force = false;
   std::string device = "auto";
 };
 
