@@ -27,16 +27,14 @@ double Ema::decay(int64_t i) const {
 
 void Ema::update(int64_t i, const Tensor& found_inf) {
   const torch::NoGradGuard no_grad;
-  const Tensor weight = (1 - decay(i)) * (1 - found_inf);
-  if (weight.is_cpu()) {
-    at::_foreach_lerp_(average_, live_, weight.item<double>());
-  } else {
-    // A weight on the device keeps the loop free of synchronisation: average += weight (live -
-    // average).
-    auto difference = at::_foreach_sub(live_, average_);
-    at::_foreach_mul_(difference, weight);
-    at::_foreach_add_(average_, difference);
+  if (found_inf.is_cpu()) {
+    if (found_inf.item<double>() == 0) at::_foreach_lerp_(average_, live_, 1 - decay(i));
+    return;
   }
+  // The weight stays on the device, so that the loop needs no synchronisation.
+  auto difference = at::_foreach_sub(live_, average_);
+  at::_foreach_mul_(difference, (1 - decay(i)) * (1 - found_inf));
+  at::_foreach_add_(average_, difference);
 }
 
 NamedTensors Ema::state() const {

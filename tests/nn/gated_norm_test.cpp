@@ -48,6 +48,7 @@ void compare(int64_t B, int64_t N, int64_t C, bool gated, bool strided) {
   const auto actual = run(true);
   ASSERT_EQ(actual.size(), expected.size());
   for (size_t i = 0; i < actual.size(); ++i) {
+    if (expected[i].numel() == 0) continue;
     // A few roundings of sums over C or N numbers of unit size; pairwise lanes keep the growth at
     // its root.
     const double terms = static_cast<double>(std::max(C, N));
