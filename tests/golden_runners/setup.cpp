@@ -35,6 +35,8 @@ ImmConfig make_imm_config(const Json& options) {
   require(options, "time_distribution", {"uniform"});
   require(options, "math_dtype", {"float64"});
   require(options, "dropout", {0});
+  if (text(options, "preconditioner", "") == "identity" && number(options, "t_min", 0) <= 0)
+    throw Skip{"identity at t_min 0"};
   ImmConfig config;
   config.group_size = whole(options, "group_size", 4);
   config.k = whole(options, "k", 12);
