@@ -35,12 +35,6 @@ struct ImmStepCase {
   int steps = 10;
 };
 
-struct Timing {
-  double seconds_per_step = 0;  // median
-  double samples_per_second = 0;
-  double flops = 0;  // of one step
-};
-
 class ImmStep {
  public:
   explicit ImmStep(const ImmStepCase& setup)

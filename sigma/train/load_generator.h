@@ -24,7 +24,7 @@ struct LoadedGenerator {
 LoadedGenerator load_generator(const std::string& run, const std::string& ema,
                                const std::string& device);
 
-/// int64 labels of images `indices`: `labels` empty: index mod classes.
+/// int64 labels of images `indices`: the index mod the classes; undefined without classes.
 torch::Tensor class_labels(const torch::Tensor& indices, int64_t num_classes);
 
 }  // namespace sigma
