@@ -77,7 +77,7 @@ class GeneratorEvaluation {
       progress_.show(fmt::format("sampling, {} steps: {}/{}", sampler.steps,
                                  at + parts.back().size(0), count_));
     }
-    const Tensor images = crop_padding(torch::cat(parts));
+    const Tensor images = crop_padding(torch::cat(parts), generator_.config.data.pad);
     std::vector<MetricResult> out;
     if (extractor_.net) {
       const auto result = extract(*extractor_.net, images, device_);
@@ -120,7 +120,7 @@ class GeneratorEvaluation {
       std::vector<Tensor> list;
       for (int64_t i = 0; i < std::min(kEnergySamples, dataset->size()); ++i)
         list.push_back(dataset->get(i).data);
-      real_ = crop_padding(torch::stack(list));
+      real_ = crop_padding(torch::stack(list), generator_.config.data.pad);
     }
     const Tensor fake = images.narrow(0, 0, std::min(kEnergySamples, images.size(0)));
     const auto flat = [](const Tensor& x) { return to_float(x).flatten(1).to(torch::kDouble); };
@@ -132,14 +132,6 @@ class GeneratorEvaluation {
             .n_reference = real_.size(0),
             .n_samples = fake.size(0),
             .floor = std::nan("")};
-  }
-
-  Tensor crop_padding(const Tensor& images) const {
-    const int64_t pad = generator_.config.data.pad;
-    if (pad == 0) return images;
-    return images.narrow(2, pad, images.size(2) - 2 * pad)
-        .narrow(3, pad, images.size(3) - 2 * pad)
-        .contiguous();
   }
 
   const EvalCommand& command_;

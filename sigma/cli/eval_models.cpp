@@ -58,6 +58,13 @@ double accuracy_of(const Tensor& logits, const Tensor& labels) {
 
 }  // namespace
 
+Tensor crop_padding(const Tensor& images, int64_t pad) {
+  if (pad == 0) return images;
+  const int64_t height = images.size(2) - 2 * pad;
+  const int64_t width = images.size(3) - 2 * pad;
+  return images.narrow(2, pad, height).narrow(3, pad, width).contiguous();
+}
+
 CommandResult eval_tokenizer(const EvalCommand& command, const GlobalOptions& global,
                              const std::filesystem::path& run) {
   const Loaded loaded = load(run, global);
@@ -76,15 +83,9 @@ CommandResult eval_tokenizer(const EvalCommand& command, const GlobalOptions& gl
         to_bytes(model.decode(model.encode(to_float(batch.to(loaded.device)), context), context))
             .cpu());
   }
-  const auto crop = [&](const Tensor& x) {
-    const int64_t pad = loaded.config.data.pad;
-    return pad == 0 ? x
-                    : x.narrow(2, pad, x.size(2) - 2 * pad)
-                          .narrow(3, pad, x.size(3) - 2 * pad)
-                          .contiguous();
-  };
-  const Tensor reconstructed = crop(torch::cat(parts));
-  const Tensor original = crop(images.data);
+  const int64_t pad = loaded.config.data.pad;
+  const Tensor reconstructed = crop_padding(torch::cat(parts), pad);
+  const Tensor original = crop_padding(images.data, pad);
   const double mse = ((reconstructed.to(torch::kDouble) - original.to(torch::kDouble)) / 255)
                          .square()
                          .mean()

@@ -1,11 +1,16 @@
 // `sigma eval` of the two models that are not generators.
 #pragma once
 
+#include <torch/types.h>
+
 #include <filesystem>
 
 #include "sigma/cli/cli.h"
 
 namespace sigma {
+
+/// Images [N,C,Y,X] without the `pad` pixels that data.pad added on each side.
+torch::Tensor crop_padding(const torch::Tensor& images, int64_t pad);
 
 /// PSNR of reconstructions of the test images, and their Frechet distance.
 CommandResult eval_tokenizer(const EvalCommand& command, const GlobalOptions& global,
