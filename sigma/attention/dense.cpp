@@ -1,6 +1,6 @@
 #include "sigma/attention/dense.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 

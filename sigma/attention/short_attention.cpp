@@ -1,7 +1,7 @@
 #include "sigma/attention/short_attention.h"
 
 #include <ATen/Parallel.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 

@@ -1,6 +1,10 @@
-// Precompiled: what nearly every file includes.
+// Precompiled: what nearly every file includes. Not torch/torch.h: its data sets and script types
+// add 2.5 s to every file.
 #pragma once
 #include <fmt/format.h>
-#include <torch/torch.h>
+#include <fmt/ranges.h>
+#include <torch/autograd.h>
+#include <torch/nn/module.h>
+#include <torch/types.h>
 
 #include <nlohmann/json.hpp>

@@ -1,6 +1,6 @@
 #include "sigma/cli/eval_models.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 

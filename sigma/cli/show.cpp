@@ -1,4 +1,6 @@
-#include <torch/torch.h>
+#include <torch/cuda.h>
+#include <torch/utils.h>
+#include <torch/version.h>
 
 #include "sigma/base/error.h"
 #include "sigma/base/version.h"

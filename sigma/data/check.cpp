@@ -1,6 +1,6 @@
 #include "sigma/data/check.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <algorithm>
 #include <cmath>

@@ -1,7 +1,7 @@
 // Data set of kind folder: PNG and JPEG images, one sub-folder a class (folder_list.h says which
 // files and labels).
 #include <ATen/Parallel.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <optional>
 

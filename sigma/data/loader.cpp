@@ -1,6 +1,6 @@
 #include "sigma/data/loader.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cstring>
 

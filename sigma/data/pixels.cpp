@@ -1,5 +1,5 @@
 // Between bytes, floats and images.
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/base/error.h"
 #include "sigma/data/dataset.h"

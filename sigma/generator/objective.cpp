@@ -1,6 +1,6 @@
 #include "sigma/generator/objective.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/base/error.h"
 

@@ -1,6 +1,6 @@
 #include "sigma/metrics/feature_net.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 

@@ -1,6 +1,6 @@
 #include "sigma/metrics/frechet.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/base/error.h"
 

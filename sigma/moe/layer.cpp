@@ -1,6 +1,6 @@
 #include "sigma/moe/layer.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 #include <limits>

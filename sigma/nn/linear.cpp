@@ -1,6 +1,6 @@
 #include "sigma/nn/linear.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 namespace sigma {
 

@@ -1,6 +1,6 @@
 #include "sigma/nn/mlp.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/base/error.h"
 

@@ -1,6 +1,6 @@
 #include "sigma/nn/rope.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <numeric>
 

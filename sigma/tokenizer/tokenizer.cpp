@@ -1,6 +1,6 @@
 #include "sigma/tokenizer/tokenizer.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/base/error.h"
 #include "sigma/trunk/patches.h"

@@ -1,6 +1,6 @@
 #include "sigma/train/ema.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <algorithm>
 

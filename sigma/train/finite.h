@@ -2,7 +2,7 @@
 // the update stays on the device, the host reads a pinned copy of the two values a step later.
 #pragma once
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <memory>
 

@@ -1,6 +1,6 @@
 #include "sigma/train/generator_model.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/base/error.h"
 #include "sigma/data/dataset.h"

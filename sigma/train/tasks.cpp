@@ -1,5 +1,5 @@
 // The three tasks: generator, tokenizer, classifier.
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 

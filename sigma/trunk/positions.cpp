@@ -1,6 +1,6 @@
 #include "sigma/trunk/positions.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 

@@ -2,7 +2,7 @@
 #include "sigma/attention/short_attention.h"
 
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <limits>
 

@@ -3,7 +3,7 @@
 #include "sigma/base/random.h"
 
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <bit>
 #include <cmath>

@@ -1,6 +1,6 @@
 // Data sets of kind idx and cifar10, from files made here.
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/data/dataset.h"
 #include "tests/data/testing.h"

@@ -1,6 +1,6 @@
 // Inductive moment matching: the loss on known outputs.
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 

@@ -1,6 +1,6 @@
 // Inductive moment matching: times, weights, and draws.
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 

@@ -2,7 +2,7 @@
 #include "sigma/generator/path.h"
 
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 #include <limits>

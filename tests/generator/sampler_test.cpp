@@ -2,7 +2,7 @@
 #include "sigma/generator/sampler.h"
 
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/base/error.h"
 #include "sigma/generator/generator.h"

@@ -9,7 +9,8 @@
 // samples a step, 1500 steps; EMA min(.999, (1+i)/(10+i)); 5000 samples. hq is the share of samples
 // within 3 standard deviations of a mode.
 #include <fmt/format.h>
-#include <torch/torch.h>
+#include <torch/optim/adam.h>
+#include <torch/utils.h>
 
 #include <chrono>
 #include <cstring>

@@ -4,7 +4,7 @@
 // It keeps what it was called with.
 #pragma once
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <vector>
 

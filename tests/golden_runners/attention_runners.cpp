@@ -1,6 +1,6 @@
 // rope_*: tables and rotation with gradients. dense_*: the dense layer, where its options are
 // built.
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/attention/dense.h"
 #include "sigma/nn/rope.h"

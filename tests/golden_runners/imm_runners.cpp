@@ -1,5 +1,5 @@
 // imm-loss-*: the loss on given network outputs, end to end.
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/generator/grouped_mmd.h"
 #include "tests/golden_runners/imm.h"

@@ -1,5 +1,5 @@
 // metrics: Frechet distance and energy distance.
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/metrics/frechet.h"
 #include "tests/golden_runners/golden.h"

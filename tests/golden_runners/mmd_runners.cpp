@@ -1,6 +1,6 @@
 // grouped-mmd, grouped-mmd-variants: values, similarities and gradients, in float64 and on the same
 // inputs in float32.
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/generator/grouped_mmd.h"
 #include "tests/golden_runners/mmd.h"

@@ -1,6 +1,6 @@
 // Mixtures of experts with token choice by softmax and shared experts, where the router's options
 // are built.
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/moe/layer.h"
 #include "tests/golden_runners/golden.h"

@@ -1,6 +1,6 @@
 // path, preconditioner, imm-times: float64 mathematics of times.
 #include <fmt/format.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "tests/generator/toy_network.h"
 #include "tests/golden_runners/setup.h"

@@ -1,5 +1,5 @@
 // imm-samplers: pushforward and restart on the toy network.
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <regex>
 

@@ -1,6 +1,6 @@
 // optimizers (AdamW) and ema (constant), step by step on stored gradients and parameters.
 #include <fmt/format.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/train/ema.h"
 #include "sigma/train/optimizer.h"

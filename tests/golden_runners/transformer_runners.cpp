@@ -1,7 +1,7 @@
 // dit-imm, dit-imm-loss, dit-published, sit-published, fm-*: the diffusion transformer and losses
 // on it.
 #include <fmt/format.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/generator/objectives/flow_matching.h"
 #include "sigma/trunk/patches.h"

@@ -1,7 +1,7 @@
 #include "sigma/io/safetensors.h"
 
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "scratch.h"
 #include "sigma/base/error.h"

@@ -1,6 +1,6 @@
 // Linear, norms, the dense mlp and the dtype helpers against their formulas.
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 #include <limits>

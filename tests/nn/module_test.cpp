@@ -2,7 +2,7 @@
 #include "sigma/nn/module.h"
 
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/nn/modules/linear.h>
 
 #include <cmath>
 

@@ -2,7 +2,7 @@
 #include "sigma/trunk/patches.h"
 
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 

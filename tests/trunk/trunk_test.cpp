@@ -2,7 +2,7 @@
 #include "sigma/trunk/trunk.h"
 
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "sigma/base/error.h"
 #include "sigma/base/random.h"

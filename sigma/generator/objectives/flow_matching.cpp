@@ -1,6 +1,6 @@
 #include "sigma/generator/objectives/flow_matching.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 namespace sigma {
 

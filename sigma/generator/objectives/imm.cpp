@@ -1,6 +1,6 @@
 #include "sigma/generator/objectives/imm.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 
