@@ -1,6 +1,7 @@
 #include "sigma/attention/short_attention.h"
 
 #include <ATen/Parallel.h>
+#include <torch/autograd.h>
 #include <torch/types.h>
 
 #include <cmath>

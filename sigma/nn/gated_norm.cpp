@@ -1,6 +1,7 @@
 #include "sigma/nn/gated_norm.h"
 
 #include <ATen/Parallel.h>
+#include <torch/autograd.h>
 #include <torch/types.h>
 
 #include "sigma/nn/kernels/gated_norm.h"

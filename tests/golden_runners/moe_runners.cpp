@@ -1,5 +1,6 @@
 // Mixtures of experts with token choice by softmax and shared experts, where the router's options
 // are built.
+#include <torch/autograd.h>
 #include <torch/types.h>
 
 #include "sigma/moe/layer.h"

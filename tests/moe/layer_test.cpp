@@ -2,6 +2,7 @@
 #include "sigma/moe/layer.h"
 
 #include <gtest/gtest.h>
+#include <torch/autograd.h>
 #include <torch/types.h>
 
 #include <algorithm>
