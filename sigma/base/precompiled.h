@@ -1,5 +1,5 @@
 // Precompiled: what nearly every file includes. Not torch/torch.h: its data sets and script types
-// add 2.5 s to every file.
+// would be instantiated again in every file.
 #pragma once
 #include <fmt/format.h>
 #include <fmt/ranges.h>
