@@ -20,6 +20,9 @@ struct Context {
   /// Indices [B] in the global batch (sampling: image numbers), int64 on the CPU: the keys of every
   /// random draw.
   torch::Tensor samples;
+  /// Share of the training that is done, in [0, 1]: for objectives that change on the way. 1
+  /// outside of training.
+  double progress = 1;
 };
 
 }  // namespace sigma

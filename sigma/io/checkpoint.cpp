@@ -4,45 +4,18 @@
 
 #include <algorithm>
 #include <ctime>
-#include <optional>
 #include <set>
 #include <system_error>
 #include <utility>
 
 #include "sigma/base/error.h"
+#include "sigma/io/checkpoint_manifest.h"
 #include "sigma/io/files.h"
 
 namespace sigma {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr int64_t kFormat = 1;
-constexpr const char* kSuffix = ".safetensors";
-
-/// Not a broken checkpoint: one that an older program must not pass over in silence.
-struct NewerFormat : Error {
-  using Error::Error;
-};
-
-std::string step_text(int64_t step) { return fmt::format("{:07d}", step); }
-
-std::optional<int64_t> parse_digits(std::string_view text) {
-  if (text.empty() || text.size() > 18) return std::nullopt;
-  int64_t value = 0;
-  for (const char c : text) {
-    if (c < '0' || c > '9') return std::nullopt;
-    value = value * 10 + (c - '0');
-  }
-  return value;
-}
-
-/// "step-0000123" -> 123
-std::optional<int64_t> parse_step(const std::string& name) {
-  if (!name.starts_with("step-")) return std::nullopt;
-  const std::optional<int64_t> step = parse_digits(std::string_view(name).substr(5));
-  return step && name == "step-" + step_text(*step) ? step : std::nullopt;
-}
 
 /// ".tmp-STEP-PID" and ".trash-STEP-PID"
 bool is_temporary(const std::string& name) {
@@ -54,11 +27,6 @@ bool is_temporary(const std::string& name) {
            parse_digits(rest.substr(dash + 1));
   }
   return false;
-}
-
-bool is_file_name(const std::string& name) {
-  return !name.empty() && name[0] != '.' && name.find('/') == std::string::npos &&
-         name.find('\0') == std::string::npos;
 }
 
 std::vector<fs::path> list_folder(const fs::path& folder) {
@@ -85,80 +53,6 @@ void remove_folder(const fs::path& folder) {
   }
   fs::remove_all(folder, code);
   SIGMA_CHECK(kIo, !code, "{}: cannot remove: {}", folder.string(), code.message());
-}
-
-Json parse_json(const fs::path& path) {
-  try {
-    return Json::parse(read_file(path));
-  } catch (const Json::exception& error) {
-    fail(ErrorKind::kCheckpoint, "{}: {}", path.filename().string(), error.what());
-  }
-}
-
-int64_t integer(const Json& object, const char* key) {
-  const auto found = object.find(key);
-  SIGMA_CHECK(kCheckpoint, found != object.end() && found->is_number_integer(),
-              "manifest.json: {}: expected an integer", key);
-  return found->get<int64_t>();
-}
-
-std::string text(const Json& object, const char* key) {
-  const auto found = object.find(key);
-  SIGMA_CHECK(kCheckpoint, found != object.end() && found->is_string(),
-              "manifest.json: {}: expected text", key);
-  return found->get<std::string>();
-}
-
-Json read_manifest(const fs::path& folder) {
-  Json manifest = parse_json(folder / "manifest.json");
-  SIGMA_CHECK(kCheckpoint, manifest.is_object(), "manifest.json: expected an object");
-  const int64_t format = integer(manifest, "format");
-  if (format > kFormat)
-    throw NewerFormat(ErrorKind::kCheckpoint,
-                      fmt::format("format: expected at most {}, got {}", kFormat, format),
-                      "use the version of sigma that wrote it, or a newer one");
-  SIGMA_CHECK(kCheckpoint, format == kFormat, "manifest.json: format: expected {}, got {}", kFormat,
-              format);
-  integer(manifest, "images_seen");
-  text(manifest, "run_id");
-  const int64_t step = integer(manifest, "step");
-  SIGMA_CHECK(kCheckpoint, parse_step(folder.filename().string()) == step,
-              "manifest.json: step {} does not fit the folder", step);
-  const auto files = manifest.find("files");
-  SIGMA_CHECK(kCheckpoint, files != manifest.end() && files->is_array(),
-              "manifest.json: files: expected a list");
-  return manifest;
-}
-
-void verify_file(const fs::path& folder, const Json& file, bool check_hashes) {
-  SIGMA_CHECK(kCheckpoint, file.is_object(), "manifest.json: files: expected objects");
-  const std::string name = text(file, "name"), sha256 = text(file, "sha256");
-  const int64_t bytes = integer(file, "bytes");
-  SIGMA_CHECK(kCheckpoint, is_file_name(name), "manifest.json: files: bad name \"{}\"", name);
-  std::error_code code;
-  const uintmax_t size = fs::file_size(folder / name, code);
-  SIGMA_CHECK(kCheckpoint, !code, "{}: {}", name, code.message());
-  SIGMA_CHECK(kCheckpoint, std::cmp_equal(size, bytes), "{}: expected {} bytes, got {}", name,
-              bytes, size);
-  if (!check_hashes) return;
-  const std::string actual = sha256_file(folder / name);
-  SIGMA_CHECK(kCheckpoint, actual == sha256, "{}: SHA-256 differs: expected {}, got {}", name,
-              sha256, actual);
-}
-
-Checkpoint verify(const fs::path& folder, bool check_hashes) {
-  Checkpoint checkpoint;
-  checkpoint.folder = folder;
-  checkpoint.manifest = read_manifest(folder);
-  std::set<std::string> names;
-  for (const Json& file : checkpoint.manifest["files"]) {
-    verify_file(folder, file, check_hashes);
-    names.insert(text(file, "name"));
-  }
-  for (const char* name : {"run_id", "state.json", "config.toml"})
-    SIGMA_CHECK(kCheckpoint, names.contains(name), "manifest.json: files: {} is missing", name);
-  checkpoint.state = parse_json(folder / "state.json");
-  return checkpoint;
 }
 
 /// An upper bound of what save() writes.
@@ -197,10 +91,11 @@ void write_contents(const fs::path& folder, const CheckpointContents& contents,
   };
   write_text("run_id", contents.run_id);
   for (const auto& [stem, tensors, metadata] : contents.files)
-    note(stem + kSuffix, write_safetensors(folder / (stem + kSuffix), tensors, metadata, true));
+    note(stem + kTensorSuffix,
+         write_safetensors(folder / (stem + kTensorSuffix), tensors, metadata, true));
   write_text("state.json", state);
   write_text("config.toml", contents.config_toml);
-  Json manifest = {{"format", kFormat},
+  Json manifest = {{"format", kCheckpointFormat},
                    {"run_id", contents.run_id},
                    {"step", contents.step},
                    {"images_seen", contents.images_seen}};
@@ -222,41 +117,6 @@ void check_contents(const CheckpointContents& contents, const std::string& run_i
 }
 
 }  // namespace
-
-int64_t Checkpoint::step() const { return manifest.at("step").get<int64_t>(); }
-int64_t Checkpoint::images_seen() const { return manifest.at("images_seen").get<int64_t>(); }
-
-bool Checkpoint::has(const std::string& stem) const {
-  return std::any_of(manifest.at("files").begin(), manifest.at("files").end(),
-                     [&](const Json& file) { return file.at("name") == stem + kSuffix; });
-}
-
-std::string Checkpoint::file_sha256(const std::string& stem) const {
-  for (const Json& file : manifest.at("files"))
-    if (file.at("name") == stem + kSuffix) return file.at("sha256").get<std::string>();
-  fail(ErrorKind::kCheckpoint, "{}: no file {}{}", folder.string(), stem, kSuffix);
-}
-
-SafetensorsFile Checkpoint::open(const std::string& stem) const {
-  file_sha256(stem);
-  try {
-    return SafetensorsFile(folder / (stem + kSuffix));
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::kData) throw;
-    throw Error(ErrorKind::kCheckpoint, error.what(), error.hint());
-  }
-}
-
-Checkpoint verify_checkpoint(const fs::path& folder, bool check_hashes) {
-  const std::string where = folder.filename().string() + ": ";
-  try {
-    return verify(folder, check_hashes);
-  } catch (const NewerFormat& error) {
-    throw NewerFormat(ErrorKind::kCheckpoint, where + error.what(), error.hint());
-  } catch (const Error& error) {
-    throw Error(ErrorKind::kCheckpoint, where + error.what(), error.hint());
-  }
-}
 
 CheckpointStore::CheckpointStore(fs::path folder, std::string run_id,
                                  std::function<void(const std::string&)> warn)

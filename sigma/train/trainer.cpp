@@ -11,6 +11,7 @@
 #include "sigma/base/progress.h"
 #include "sigma/base/version.h"
 #include "sigma/data/loader.h"
+#include "sigma/train/averages.h"
 #include "sigma/train/ema.h"
 #include "sigma/train/finite.h"
 #include "sigma/train/optimizer.h"
@@ -42,31 +43,6 @@ NamedTensors named_parameters(torch::nn::Module& module) {
   for (const auto& item : module.named_parameters()) out.emplace_back(item.key(), item.value());
   return out;
 }
-
-// Means of losses and statistics over the steps since the last log line, kept on the device until
-// they are read.
-class Averages {
- public:
-  void add(const std::string& name, const Tensor& value) {
-    const Tensor v = value.detach().to(torch::kDouble);
-    const auto found = sums_.find(name);
-    if (found == sums_.end()) sums_.emplace(name, v.clone());
-    else found->second += v;
-  }
-  void count() { ++steps_; }
-  std::map<std::string, double> take() {
-    std::map<std::string, double> out;
-    for (const auto& [name, sum] : sums_)
-      out[name] = sum.item<double>() / static_cast<double>(std::max<int64_t>(steps_, 1));
-    sums_.clear();
-    steps_ = 0;
-    return out;
-  }
-
- private:
-  std::map<std::string, Tensor> sums_;
-  int64_t steps_ = 0;
-};
 
 class Trainer {
  public:
@@ -198,12 +174,14 @@ class Trainer {
     const double share = static_cast<double>(micro) / static_cast<double>(batch);
     Tensor total;
     for (int64_t first = 0; first < batch; first += micro) {
-      const Context context{.training = true,
-                            .record = true,
-                            .dtype = compute_dtype_of(config_.train),
-                            .rng = {.seed = static_cast<uint64_t>(config_.train.seed),
-                                    .step = static_cast<uint64_t>(step)},
-                            .samples = torch::arange(first, first + micro, torch::kInt64)};
+      const Context context{
+          .training = true,
+          .record = true,
+          .dtype = compute_dtype_of(config_.train),
+          .rng = {.seed = static_cast<uint64_t>(config_.train.seed),
+                  .step = static_cast<uint64_t>(step)},
+          .samples = torch::arange(first, first + micro, torch::kInt64),
+          .progress = static_cast<double>(step - 1) / static_cast<double>(total_)};
       const RawBatch part{.data = data.data.narrow(0, first, micro),
                           .labels = data.labels.narrow(0, first, micro),
                           .positions = data.positions.narrow(0, first, micro)};
@@ -308,26 +286,6 @@ class Trainer {
 TrainResult train(RunConfig config, const TrainOptions& options) {
   Trainer trainer(config, options);
   return trainer.train();
-}
-
-TrainEstimate estimate(RunConfig config) {
-  resolve(config);
-  const TaskBundle bundle = make_task(config);
-  TrainEstimate out;
-  int64_t bytes = 0;
-  for (const auto& [name, tensor] : named_state(bundle.task->module())) {
-    bytes += static_cast<int64_t>(tensor.nbytes());
-  }
-  for (const auto& item : bundle.task->module().named_parameters())
-    out.parameters += item.value().numel();
-  out.steps = config.train.steps();
-  out.flops_per_image = bundle.task->flops();
-  out.memory_weights = 5 * bytes;    // weights, gradients, two moments, average
-  out.checkpoint_bytes = 4 * bytes;  // weights, average, two moments
-  out.disk_bytes = (config.checkpoint.keep_last + 1) * out.checkpoint_bytes;
-  out.data_count = bundle.data->size();
-  out.data_description = bundle.data->info().description;
-  return out;
 }
 
 }  // namespace sigma

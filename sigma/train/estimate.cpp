@@ -1,0 +1,29 @@
+#include <torch/types.h>
+
+#include "sigma/train/ema.h"
+#include "sigma/train/task.h"
+#include "sigma/train/trainer.h"
+
+namespace sigma {
+
+TrainEstimate estimate(RunConfig config) {
+  resolve(config);
+  const TaskBundle bundle = make_task(config);
+  TrainEstimate out;
+  int64_t bytes = 0;
+  for (const auto& [name, tensor] : named_state(bundle.task->module())) {
+    bytes += static_cast<int64_t>(tensor.nbytes());
+  }
+  for (const auto& item : bundle.task->module().named_parameters())
+    out.parameters += item.value().numel();
+  out.steps = config.train.steps();
+  out.flops_per_image = bundle.task->flops();
+  out.memory_weights = 5 * bytes;    // weights, gradients, two moments, average
+  out.checkpoint_bytes = 4 * bytes;  // weights, average, two moments
+  out.disk_bytes = (config.checkpoint.keep_last + 1) * out.checkpoint_bytes;
+  out.data_count = bundle.data->size();
+  out.data_description = bundle.data->info().description;
+  return out;
+}
+
+}  // namespace sigma
