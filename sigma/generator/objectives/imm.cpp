@@ -2,6 +2,7 @@
 
 #include <torch/types.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "sigma/base/error.h"
@@ -23,6 +24,8 @@ void ImmConfig::visit(ConfigVisitor& v) {
   v.field("group_size", group_size, in(1, 64),
           "M, samples that share their times; divides the micro-batch");
   v.field("k", k, in(1, 20), "the target looks 2^-k of the noise range back");
+  v.field("k_start", k_start, in(0, 20), "k at the first step; 0 = k throughout");
+  v.field("k_ramp", k_ramp, above(0, 1), "share of the training in which k grows from k_start");
   v.field("min_tr_gap", min_tr_gap, in(-1, 0.05),
           "t - r is at least this; -1 = 1e-4 in 16 bits, else 0");
   v.field("min_ts_gap", min_ts_gap, in(0, 0.1), "t - s is at least this");
@@ -54,21 +57,28 @@ double Imm::tr_gap(torch::ScalarType dtype) const {
   return dtype == torch::kBFloat16 || dtype == torch::kHalf ? kHalfPrecisionGap : 0;
 }
 
-Tensor Imm::map_r(const Tensor& t, const Tensor& s, double min_tr_gap) const {
+double Imm::k_at(double progress) const {
+  const auto last = static_cast<double>(config_.k);
+  if (config_.k_start == 0) return last;
+  const auto first = static_cast<double>(config_.k_start);
+  return first + (last - first) * std::min(progress / config_.k_ramp, 1.0);
+}
+
+Tensor Imm::map_r(const Tensor& t, const Tensor& s, double k, double min_tr_gap) const {
   const Path& path = f_.path();
   const double eta_min = path.eta(path.t_min());
-  const double u = (path.eta(path.t_max()) - eta_min) / std::exp2(static_cast<double>(config_.k));
+  const double u = (path.eta(path.t_max()) - eta_min) / std::exp2(k);
   Tensor r = path.eta_inverse((path.eta(t) - u).clamp_min(eta_min));
   if (min_tr_gap > 0) r = torch::minimum(r, (t - min_tr_gap).clamp_min(path.t_min()));
   return torch::maximum(r, s).clamp_min(path.t_min());
 }
 
-Imm::Times Imm::times(const Tensor& v1, const Tensor& v2, double min_tr_gap) const {
+Imm::Times Imm::times(const Tensor& v1, const Tensor& v2, double k, double min_tr_gap) const {
   const double low = f_.path().t_min();
   const double d = config_.min_ts_gap;
   const Tensor t = low + d + v1.pow(config_.time_power) * (f_.path().t_max() - low - d);
   const Tensor s = low + v2 * (t - d - low);
-  return {.t = t, .r = map_r(t, s, min_tr_gap), .s = s};
+  return {.t = t, .r = map_r(t, s, k, min_tr_gap), .s = s};
 }
 
 Tensor Imm::weight(const Tensor& t) const {
@@ -93,7 +103,8 @@ Draws Imm::draw(const GeneratorBatch& batch, int64_t null_label, const Context& 
   const Tensor groups = context.samples.index({Slice(0, torch::indexing::None, M)}).div(M, "floor");
   Tensor v = torch::empty({B / M, 2}, torch::kDouble);
   fill_uniform(v, context.rng, Purpose::kTimes, 0, groups);
-  const Times times = this->times(v.select(1, 0), v.select(1, 1), tr_gap(context.dtype));
+  const Times times =
+      this->times(v.select(1, 0), v.select(1, 1), k_at(context.progress), tr_gap(context.dtype));
   const auto spread = [&](const Tensor& x) {
     return x.repeat_interleave(M).to(batch.data.device());
   };
