@@ -8,23 +8,12 @@
 
 #include "sigma/attention/attention.h"
 #include "sigma/base/error.h"
-#include "sigma/base/random.h"
+#include "tests/testing/numbers.h"
 
 namespace sigma {
 namespace {
 
 using torch::Tensor;
-
-Tensor normal(torch::IntArrayRef shape, uint32_t site, torch::ScalarType dtype = torch::kDouble) {
-  Tensor out = torch::empty(shape, torch::kDouble);
-  fill_normal_keyed(out, 1, random_stream(Purpose::kEval, site), 0);
-  return out.to(dtype);
-}
-
-double error(const Tensor& a, const Tensor& b) {
-  return a.numel() == 0 ? 0
-                        : (a.to(torch::kDouble) - b.to(torch::kDouble)).abs().max().item<double>();
-}
 
 /// softmax(q k^T / sqrt(D)) v over the pairs of `allowed` [N,N], written out.
 Tensor masked(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& allowed) {

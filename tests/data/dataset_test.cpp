@@ -16,7 +16,6 @@ namespace {
 using testing::error_of;
 using testing::expect_contains;
 using testing::png;
-using testing::TempFolder;
 
 TEST(Pixels, AllBytesSurviveTheRoundTrip) {
   const torch::Tensor bytes = torch::arange(256, torch::kUInt8).view({1, 1, 16, 16});
@@ -107,7 +106,7 @@ TEST(Readers, EveryKindIsListed) {
 }
 
 TEST(Check, DuplicatesBadFilesAndMoments) {
-  const TempFolder folder;
+  const Scratch folder;
   folder.write("train/a/1.png", png(2, 2, 1, 0));
   folder.write("train/a/2.png", png(2, 2, 1, 255));
   folder.write("train/b/3.png", png(2, 2, 1, 0));
@@ -115,7 +114,7 @@ TEST(Check, DuplicatesBadFilesAndMoments) {
   folder.write("test/a/5.png", png(2, 2, 1, 255));
   folder.write("test/a/6.png", png(2, 2, 1, 7));
   folder.write("test/a/7.png", "broken");
-  const DataConfig config{.kind = "folder", .root = folder.path};
+  const DataConfig config{.kind = "folder", .root = folder.path()};
   const DataReport report = check_data(config);
   EXPECT_EQ(report.count, 3);
   EXPECT_EQ(report.sample_shape, (std::vector<int64_t>{1, 2, 2}));
@@ -147,8 +146,8 @@ TEST(Check, DuplicatesBadFilesAndMoments) {
 }
 
 TEST(Check, AnUnusableFolderIsListed) {
-  const TempFolder folder;
-  const DataReport report = check_data({.kind = "folder", .root = folder.path / "none"});
+  const Scratch folder;
+  const DataReport report = check_data({.kind = "folder", .root = folder.path("none")});
   EXPECT_FALSE(report.good());
   EXPECT_EQ(report.count, 0);
   error_of(ErrorKind::kUsage, [&] { check_data({.kind = "folder"}); });

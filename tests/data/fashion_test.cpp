@@ -10,7 +10,6 @@ namespace {
 
 using testing::error_of;
 using testing::expect_contains;
-using testing::TempFolder;
 
 constexpr const char* kFolder = "/usr/share/datasets/fashion-mnist";
 
@@ -85,14 +84,14 @@ TEST_F(Fashion, Padding) {
 }
 
 TEST_F(Fashion, ChangedFileIsRefused) {
-  const TempFolder folder;
+  const Scratch folder;
   std::filesystem::copy(std::string(kFolder) + "/t10k-images-idx3-ubyte.gz",
-                        folder.path / "t10k-images-idx3-ubyte.gz");
+                        folder.path("t10k-images-idx3-ubyte.gz"));
   // A valid file of 10,000 zero labels, decompressed: accepted as a format, refused by its hash.
   folder.write("t10k-labels-idx1-ubyte",
                std::string("\0\0\x08\x01\0\0\x27\x10", 8) + std::string(10000, '\0'));
   const std::string message =
-      error_of(ErrorKind::kData, [&] { open_dataset({.split = "test", .root = folder.path}); });
+      error_of(ErrorKind::kData, [&] { open_dataset({.split = "test", .root = folder.path()}); });
   expect_contains(message,
                   "SHA-256 0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34");
   expect_contains(message, "t10k-labels-idx1-ubyte");
@@ -100,12 +99,12 @@ TEST_F(Fashion, ChangedFileIsRefused) {
 }
 
 TEST(FashionMissing, NamesThePackage) {
-  const TempFolder folder;
+  const Scratch folder;
   const std::string message =
-      error_of(ErrorKind::kData, [&] { open_dataset({.root = folder.path}); });
+      error_of(ErrorKind::kData, [&] { open_dataset({.root = folder.path()}); });
   expect_contains(message, "dataset-fashion-mnist");
   expect_contains(message, "train-images-idx3-ubyte.gz");
-  const DataReport report = check_data({.root = folder.path});
+  const DataReport report = check_data({.root = folder.path()});
   EXPECT_FALSE(report.good());
   expect_contains(report.to_text(), "train-images-idx3-ubyte.gz");
 }

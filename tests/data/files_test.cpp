@@ -10,17 +10,16 @@ namespace {
 
 using testing::error_of;
 using testing::expect_contains;
-using testing::TempFolder;
 
 std::string bytes_of(const std::vector<int>& values) { return {values.begin(), values.end()}; }
 
 TEST(IdxData, ImagesAndLabels) {
-  const TempFolder folder;
+  const Scratch folder;
   folder.write("images",
                bytes_of({0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 2, 10, 20, 30, 40}));
   folder.write("labels", bytes_of({0, 0, 8, 1, 0, 0, 0, 2, 3, 1}));
   const DataConfig config{
-      .kind = "idx", .root = folder.path, .images = "images", .labels = "labels"};
+      .kind = "idx", .root = folder.path(), .images = "images", .labels = "labels"};
   const auto dataset = open_dataset(config);
   ASSERT_EQ(dataset->size(), 2);
   EXPECT_EQ(dataset->info().num_classes, 4);
@@ -33,7 +32,7 @@ TEST(IdxData, ImagesAndLabels) {
 }
 
 TEST(IdxData, InterleavedChannelsBecomePlanes) {
-  const TempFolder folder;
+  const Scratch folder;
   const std::string file = folder.write(
       "images",
       bytes_of({0, 0, 8, 4, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 1, 2, 3, 4, 5, 6}));
@@ -45,16 +44,16 @@ TEST(IdxData, InterleavedChannelsBecomePlanes) {
 }
 
 TEST(IdxData, CountsThatDifferAreRefused) {
-  const TempFolder folder;
+  const Scratch folder;
   folder.write("images", bytes_of({0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1, 10, 20}));
   folder.write("labels", bytes_of({0, 0, 8, 1, 0, 0, 0, 3, 3, 1, 0}));
   const std::string message = error_of(ErrorKind::kData, [&] {
-    open_dataset({.kind = "idx", .root = folder.path, .images = "images", .labels = "labels"});
+    open_dataset({.kind = "idx", .root = folder.path(), .images = "images", .labels = "labels"});
   });
   expect_contains(message, "expected 2, one an image, got 3");
   expect_contains(message, "labels");
   error_of(ErrorKind::kData,
-           [&] { open_dataset({.kind = "idx", .root = folder.path, .images = "none"}); });
+           [&] { open_dataset({.kind = "idx", .root = folder.path(), .images = "none"}); });
   error_of(ErrorKind::kUsage,
            [&] { open_dataset({.kind = "idx", .split = "test", .images = "images"}); });
   error_of(ErrorKind::kUsage, [&] { open_dataset({.kind = "idx"}); });
@@ -70,18 +69,18 @@ class Cifar10 : public ::testing::Test {
     for (const char* name : {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin",
                              "data_batch_4.bin", "data_batch_5.bin", "test_batch.bin"}) {
       folder_.write(name, "");
-      std::filesystem::resize_file(folder_.path / name, kBytes);
+      std::filesystem::resize_file(folder_.path() / name, kBytes);
     }
   }
   void poke(const std::string& name, int64_t offset, const std::string& bytes) {
-    std::fstream file(folder_.path / name, std::ios::binary | std::ios::in | std::ios::out);
+    std::fstream file(folder_.path() / name, std::ios::binary | std::ios::in | std::ios::out);
     file.seekp(offset);
     file << bytes;
   }
   DataConfig config(const std::string& split) const {
-    return {.kind = "cifar10", .split = split, .root = folder_.path};
+    return {.kind = "cifar10", .split = split, .root = folder_.path()};
   }
-  TempFolder folder_;
+  Scratch folder_;
 };
 
 TEST_F(Cifar10, RecordsAreALabelAndThreePlanes) {
@@ -111,11 +110,11 @@ TEST_F(Cifar10, WrongSizesAndLabelsAreRefused) {
   expect_contains(label, "expected [0, 10), got 10");
   expect_contains(label, "test_batch.bin, offset 15365");
   for (const int64_t bytes : {kBytes - 1, kBytes + 1}) {
-    std::filesystem::resize_file(folder_.path / "test_batch.bin", static_cast<uintmax_t>(bytes));
+    std::filesystem::resize_file(folder_.path("test_batch.bin"), static_cast<uintmax_t>(bytes));
     const std::string size = error_of(ErrorKind::kData, [&] { open_dataset(config("test")); });
     expect_contains(size, fmt::format("expected 30730000 bytes, got {}", bytes));
   }
-  std::filesystem::remove(folder_.path / "test_batch.bin");
+  std::filesystem::remove(folder_.path("test_batch.bin"));
   expect_contains(error_of(ErrorKind::kData, [&] { open_dataset(config("test")); }),
                   "test_batch.bin");
   error_of(ErrorKind::kUsage, [] { open_dataset({.kind = "cifar10"}); });

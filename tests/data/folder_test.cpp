@@ -12,7 +12,6 @@ namespace {
 using testing::error_of;
 using testing::expect_contains;
 using testing::png;
-using testing::TempFolder;
 
 std::vector<std::string> ids(const Dataset& dataset) {
   std::vector<std::string> result;
@@ -27,13 +26,13 @@ std::vector<int64_t> labels(const Dataset& dataset) {
 }
 
 TEST(Folder, ClassesAndNamesAreInByteOrder) {
-  const TempFolder folder;
+  const Scratch folder;
   folder.write("b/2.png", png(4, 5, 1, 20));
   folder.write("b/10.PNG", png(4, 5, 1, 10));
   folder.write("b/deep/er/x.png", png(4, 5, 1, 30));
   folder.write("B/1.png", png(4, 5, 1, 40));
   folder.write("b/notes.txt", "not an image by its name");
-  const auto dataset = open_dataset({.kind = "folder", .root = folder.path});
+  const auto dataset = open_dataset({.kind = "folder", .root = folder.path()});
   EXPECT_EQ(dataset->info().class_names, (std::vector<std::string>{"B", "b"}));
   EXPECT_EQ(dataset->info().sample_shape, (std::vector<int64_t>{1, 4, 5}));
   EXPECT_EQ(ids(*dataset),
@@ -43,43 +42,43 @@ TEST(Folder, ClassesAndNamesAreInByteOrder) {
 }
 
 TEST(Folder, WithoutSubfoldersThereAreNoLabels) {
-  const TempFolder folder;
+  const Scratch folder;
   folder.write("2.png", png(2, 2, 3, 1));
   folder.write("1.png", png(2, 2, 3, 2));
-  const auto dataset = open_dataset({.kind = "folder", .root = folder.path});
+  const auto dataset = open_dataset({.kind = "folder", .root = folder.path()});
   EXPECT_EQ(dataset->info().num_classes, 0);
   EXPECT_EQ(labels(*dataset), (std::vector<int64_t>{-1, -1}));
   EXPECT_EQ(ids(*dataset), (std::vector<std::string>{"1.png", "2.png"}));
 }
 
 TEST(Folder, HiddenFilesAndLinksAreSkipped) {
-  const TempFolder folder;
+  const Scratch folder;
   folder.write("a/1.png", png(2, 2, 1, 1));
   folder.write("a/.2.png", "broken");
   folder.write("a/.hidden/3.png", "broken");
   folder.write(".git/4.png", "broken");
   folder.write(".DS_Store", "beside the class folders, but hidden");
-  std::filesystem::create_symlink(folder.path / "a/1.png", folder.path / "a/5.png");
-  std::filesystem::create_directory_symlink(folder.path / "a", folder.path / "z");
-  const auto dataset = open_dataset({.kind = "folder", .root = folder.path});
+  std::filesystem::create_symlink(folder.path("a/1.png"), folder.path("a/5.png"));
+  std::filesystem::create_directory_symlink(folder.path("a"), folder.path("z"));
+  const auto dataset = open_dataset({.kind = "folder", .root = folder.path()});
   EXPECT_EQ(ids(*dataset), std::vector<std::string>{"a/1.png"});
   EXPECT_EQ(dataset->info().class_names, std::vector<std::string>{"a"});
 }
 
 TEST(Folder, FilesBesideClassFoldersAreRefused) {
-  const TempFolder folder;
+  const Scratch folder;
   folder.write("a/1.png", png(2, 2, 1, 1));
   folder.write("stray.png", png(2, 2, 1, 1));
   const std::string message =
-      error_of(ErrorKind::kData, [&] { open_dataset({.kind = "folder", .root = folder.path}); });
+      error_of(ErrorKind::kData, [&] { open_dataset({.kind = "folder", .root = folder.path()}); });
   expect_contains(message, "stray.png");
 }
 
 TEST(Folder, SplitFolders) {
-  const TempFolder folder;
+  const Scratch folder;
   folder.write("train/a/1.png", png(2, 2, 1, 1));
   folder.write("train/b/1.png", png(2, 2, 1, 2));
-  const DataConfig train{.kind = "folder", .root = folder.path};
+  const DataConfig train{.kind = "folder", .root = folder.path()};
   DataConfig test = train;
   test.split = "test";
   EXPECT_FALSE(has_test_split(train));
@@ -100,10 +99,10 @@ TEST(Folder, SplitFolders) {
 }
 
 TEST(Folder, AClassMayBeCalledTrain) {
-  const TempFolder folder;
+  const Scratch folder;
   folder.write("train/1.png", png(2, 2, 1, 1));
   folder.write("plane/1.png", png(2, 2, 1, 2));
-  const DataConfig config{.kind = "folder", .root = folder.path};
+  const DataConfig config{.kind = "folder", .root = folder.path()};
   EXPECT_EQ(open_dataset(config)->info().class_names, (std::vector<std::string>{"plane", "train"}));
   DataConfig test = config;
   test.split = "test";
@@ -111,12 +110,12 @@ TEST(Folder, AClassMayBeCalledTrain) {
 }
 
 TEST(Folder, HashSplit) {
-  const TempFolder folder;
+  const Scratch folder;
   // First 8 bytes of SHA-256 mod 1000, by Python's hashlib: a/1.png 410, a/2.png 483, b/1.png 421.
   for (const char* name : {"a/1.png", "a/2.png", "b/1.png"}) folder.write(name, png(2, 2, 1, 1));
   const auto split = [&](const std::string& name, double fraction) {
     return ids(*open_dataset(
-        {.kind = "folder", .split = name, .root = folder.path, .test_fraction = fraction}));
+        {.kind = "folder", .split = name, .root = folder.path(), .test_fraction = fraction}));
   };
   EXPECT_EQ(split("test", 0.421), std::vector<std::string>{"a/1.png"});
   EXPECT_EQ(split("test", 0.422), (std::vector<std::string>{"a/1.png", "b/1.png"}));
@@ -136,9 +135,9 @@ class BadImages : public ::testing::Test {
     folder_.write("a/4-larger.png", png(5, 4, 1, 1));
     folder_.write("b/5.png", png(4, 4, 1, 9));
     folder_.write("b/6-rgb.png", png(4, 4, 3, 7));
-    config_ = {.kind = "folder", .root = folder_.path};
+    config_ = {.kind = "folder", .root = folder_.path()};
   }
-  TempFolder folder_;
+  Scratch folder_;
   DataConfig config_;
 };
 
@@ -169,9 +168,9 @@ TEST_F(BadImages, OrAreSkippedAndCounted) {
 
 TEST_F(BadImages, NoGoodImageIsAnErrorEvenIfSkipped) {
   config_.on_bad_image = "skip";
-  std::filesystem::remove_all(folder_.path / "b");
-  std::filesystem::remove(folder_.path / "a/1.png");
-  std::filesystem::remove(folder_.path / "a/4-larger.png");
+  std::filesystem::remove_all(folder_.path("b"));
+  std::filesystem::remove(folder_.path("a/1.png"));
+  std::filesystem::remove(folder_.path("a/4-larger.png"));
   expect_contains(error_of(ErrorKind::kData, [&] { open_dataset(config_); }), "3 bad files");
 }
 
@@ -188,33 +187,33 @@ TEST_F(BadImages, CropMakesSizesEqual) {
 }
 
 TEST(Folder, LargeOnesAreDecodedAgain) {
-  const TempFolder folder;
+  const Scratch folder;
   for (int i = 0; i < 5; ++i)
     folder.write(fmt::format("a/{}.png", i), png(3, 3, 1, static_cast<uint8_t>(i)));
-  const DataConfig config{.kind = "folder", .root = folder.path};
+  const DataConfig config{.kind = "folder", .root = folder.path()};
   const FolderScan kept = scan_folder(config);
   const FolderScan again = scan_folder(config, 44);  // 5 images of 9 bytes do not fit
   EXPECT_EQ(data_hash(*kept.dataset), data_hash(*again.dataset));
-  std::filesystem::remove(folder.path / "a/3.png");
+  std::filesystem::remove(folder.path("a/3.png"));
   EXPECT_EQ(kept.dataset->get(3).data.sum().item<int64_t>(), 27);
   expect_contains(error_of(ErrorKind::kData, [&] { again.dataset->get(3); }), "a/3.png");
 }
 
 TEST(Folder, LimitsAndMissingFolders) {
-  const TempFolder folder;
+  const Scratch folder;
   folder.write("a/1.png", png(10, 10, 1, 1));
   expect_contains(
       error_of(ErrorKind::kData,
-               [&] { open_dataset({.kind = "folder", .root = folder.path, .max_pixels = 99}); }),
+               [&] { open_dataset({.kind = "folder", .root = folder.path(), .max_pixels = 99}); }),
       "a/1.png");
   error_of(ErrorKind::kUsage,
-           [&] { open_dataset({.kind = "folder", .root = folder.path, .channels = 2}); });
+           [&] { open_dataset({.kind = "folder", .root = folder.path(), .channels = 2}); });
   error_of(ErrorKind::kUsage, [&] { open_dataset({.kind = "folder"}); });
   error_of(ErrorKind::kData,
-           [&] { open_dataset({.kind = "folder", .root = folder.path / "none"}); });
-  std::filesystem::remove(folder.path / "a/1.png");
+           [&] { open_dataset({.kind = "folder", .root = folder.path("none")}); });
+  std::filesystem::remove(folder.path("a/1.png"));
   expect_contains(
-      error_of(ErrorKind::kData, [&] { open_dataset({.kind = "folder", .root = folder.path}); }),
+      error_of(ErrorKind::kData, [&] { open_dataset({.kind = "folder", .root = folder.path()}); }),
       "at least one");
 }
 

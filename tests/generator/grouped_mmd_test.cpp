@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "sigma/base/error.h"
-#include "sigma/base/random.h"
+#include "tests/testing/numbers.h"
 
 namespace sigma {
 namespace {
@@ -16,16 +16,6 @@ namespace {
 using torch::Tensor;
 
 constexpr double kFloor = 1e-4;
-
-Tensor normal(torch::IntArrayRef shape, uint32_t site) {
-  Tensor out = torch::empty(shape, torch::kDouble);
-  fill_normal_keyed(out, 1, random_stream(Purpose::kEval, site), 0);
-  return out;
-}
-
-double error(const Tensor& a, const Tensor& b) {
-  return (a.to(torch::kDouble) - b).abs().max().item<double>();
-}
 
 struct Case {
   Tensor y, z, kappa;

@@ -8,21 +8,13 @@
 #include "sigma/generator/grouped_mmd.h"
 #include "sigma/generator/objectives/imm.h"
 #include "tests/generator/toy_network.h"
+#include "tests/testing/numbers.h"
 
 namespace sigma {
 namespace {
 
 using torch::Tensor;
 
-Tensor normal(torch::IntArrayRef shape, uint32_t site) {
-  Tensor out = torch::empty(shape, torch::kDouble);
-  fill_normal_keyed(out, 1, random_stream(Purpose::kEval, site), 0);
-  return out;
-}
-
-double error(const Tensor& a, const Tensor& b) {
-  return (a.to(torch::kDouble) - b.to(torch::kDouble)).abs().max().item<double>();
-}
 Tensor times(std::vector<double> values) { return torch::tensor(values, torch::kDouble); }
 
 Preconditioner precondition(const std::string& kind, const std::string& path = "ot_fm",
@@ -212,7 +204,7 @@ TEST(Imm, FiniteAtTheStartAndAtTheEndsOfTime) {
     const GeneratorBatch batch{normal({16, 1, 4, 4}, 0).to(torch::kFloat) * .5f, {}};
     Draws draws = imm.draw(batch, 0, context_for(0, 16));
     const auto [t, r, s] = imm.times(times({1e-10, 1e-10, 1 - 1e-10, 1 - 1e-10}),
-                                     times({1e-10, 1 - 1e-10, 1e-10, 1 - 1e-10}), 0);
+                                     times({1e-10, 1 - 1e-10, 1e-10, 1 - 1e-10}), 12, 0);
     draws.t = t.repeat_interleave(4);
     draws.r = r.repeat_interleave(4);
     draws.s = s.repeat_interleave(4);

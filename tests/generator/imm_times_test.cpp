@@ -6,21 +6,13 @@
 
 #include "sigma/base/error.h"
 #include "sigma/generator/objectives/imm.h"
+#include "tests/testing/numbers.h"
 
 namespace sigma {
 namespace {
 
 using torch::Tensor;
 
-Tensor normal(torch::IntArrayRef shape, uint32_t site) {
-  Tensor out = torch::empty(shape, torch::kDouble);
-  fill_normal_keyed(out, 1, random_stream(Purpose::kEval, site), 0);
-  return out;
-}
-
-double error(const Tensor& a, const Tensor& b) {
-  return (a.to(torch::kDouble) - b.to(torch::kDouble)).abs().max().item<double>();
-}
 Tensor times(std::vector<double> values) { return torch::tensor(values, torch::kDouble); }
 
 Preconditioner precondition(const std::string& kind, const std::string& path = "ot_fm",
@@ -52,7 +44,8 @@ GeneratorBatch batch_of(int64_t count, bool labels = false) {
 
 TEST(Imm, MappingGolden) {
   const auto r = [](const Imm& imm, std::vector<double> t, double s) {
-    return imm.map_r(times(t), torch::full({static_cast<int64_t>(t.size())}, s, torch::kDouble), 0);
+    const Tensor s_tensor = torch::full({static_cast<int64_t>(t.size())}, s, torch::kDouble);
+    return imm.map_r(times(t), s_tensor, imm.k_at(1), 0);
   };
   const Imm first(config_with(12), precondition("euler_fm"));
   EXPECT_LE(error(r(first, {.1, .5, .9, .994}, 0),
@@ -68,8 +61,39 @@ TEST(Imm, MappingStepsBackByAConstantInEta) {
   const Imm imm(config_with(12), precondition("euler_fm"));
   const Path path(PathConfig{});
   const Tensor t = torch::linspace(.1, .99, 30, torch::kDouble);
-  const Tensor u = path.eta(t) - path.eta(imm.map_r(t, torch::zeros_like(t), 0));
+  const Tensor u = path.eta(t) - path.eta(imm.map_r(t, torch::zeros_like(t), 12, 0));
   EXPECT_LE(error(u, torch::full_like(t, .040445964)), 5e-9);
+}
+
+TEST(Imm, KGrowsLinearlyOverItsRampAndThenStays) {
+  ImmConfig config = config_with(8);
+  EXPECT_EQ(Imm(config, precondition("simple_edm")).k_at(0), 8);
+  config.k_start = 4;
+  config.k_ramp = 0.5;
+  const Imm imm(config, precondition("simple_edm"));
+  EXPECT_EQ(imm.k_at(0), 4);
+  EXPECT_EQ(imm.k_at(0.25), 6);
+  EXPECT_EQ(imm.k_at(0.5), 8);
+  EXPECT_EQ(imm.k_at(1), 8);
+}
+
+TEST(Imm, DrawsFollowTheProgressOfTheTraining) {
+  ImmConfig config = config_with(8);
+  config.k_start = 4;
+  const Imm growing(config, precondition("simple_edm"));
+  const GeneratorBatch batch = batch_of(64);
+  Context context = context_for(0, 64);
+  for (const auto& [progress, k] : {std::pair{0.0, 4}, {1.0, 8}}) {
+    context.progress = progress;
+    const Draws draws = growing.draw(batch, 0, context);
+    const Draws constant = Imm(config_with(k), precondition("simple_edm")).draw(batch, 0, context);
+    EXPECT_TRUE(torch::equal(draws.r, constant.r)) << k;
+    EXPECT_TRUE(torch::equal(draws.t, constant.t)) << k;
+  }
+  context.progress = 0;
+  EXPECT_FALSE(
+      torch::equal(growing.draw(batch, 0, context).r,
+                   Imm(config_with(8), precondition("simple_edm")).draw(batch, 0, context).r));
 }
 
 TEST(Imm, WeightGolden) {
@@ -132,7 +156,7 @@ TEST(Imm, TimesAreOrderedAndInRange) {
           Tensor v2 = torch::empty({2000}, torch::kDouble);
           fill_uniform_keyed(v1, 1, 1, 0);
           fill_uniform_keyed(v2, 1, 2, 0);
-          const auto [t, r, s] = imm.times(v1, v2, tr_gap);
+          const auto [t, r, s] = imm.times(v1, v2, 12, tr_gap);
           EXPECT_TRUE((s >= t_min).all().item<bool>());
           EXPECT_TRUE((s <= r).all().item<bool>());
           EXPECT_TRUE((r < t).all().item<bool>())
@@ -152,7 +176,7 @@ TEST(Imm, TimesAreUniformInTheirIntervals) {
   const Imm imm(config, precondition("euler_fm", "ot_fm", .006));
   const Tensor v1 = times({0.25, 0.5, 1.0});
   const Tensor v2 = times({0.5, 0.125, 0.0});
-  const auto [t, r, s] = imm.times(v1, v2, 0);
+  const auto [t, r, s] = imm.times(v1, v2, 12, 0);
   EXPECT_LE(error(t, .006 + v1 * .988), 1e-15);
   EXPECT_LE(error(s, .006 + v2 * (t - .006)), 1e-15);
 }
@@ -162,7 +186,7 @@ TEST(Imm, TimePowerFavoursNoiseBelowOne) {
   config.min_ts_gap = 0;
   config.time_power = 0.5;
   const Imm imm(config, precondition("euler_fm"));
-  const auto [t, r, s] = imm.times(times({0.25, 0.81}), times({0.5, 0.5}), 0);
+  const auto [t, r, s] = imm.times(times({0.25, 0.81}), times({0.5, 0.5}), 12, 0);
   EXPECT_LE(error(t, times({0.5, 0.9}) * .994), 1e-15);
   EXPECT_LE(error(s, t * 0.5), 1e-15);
 }
@@ -172,7 +196,7 @@ TEST(Imm, RIsNondecreasingInT) {
     for (const double s : {0.0, 0.3}) {
       const Imm imm(config_with(12), precondition("euler_fm"));
       const Tensor t = torch::linspace(s + 1e-3, .994, 500, torch::kDouble);
-      const Tensor r = imm.map_r(t, torch::full_like(t, s), gap);
+      const Tensor r = imm.map_r(t, torch::full_like(t, s), 12, gap);
       EXPECT_GE((r.slice(0, 1) - r.slice(0, 0, -1)).min().item<double>(), 0);
       EXPECT_TRUE((r >= s).all().item<bool>());
     }

@@ -7,20 +7,12 @@
 #include <cmath>
 
 #include "sigma/base/error.h"
-#include "sigma/base/random.h"
+#include "tests/testing/numbers.h"
 
 namespace sigma {
 namespace {
 
 using torch::Tensor;
-
-Tensor normal(torch::IntArrayRef shape, uint32_t site, torch::ScalarType dtype = torch::kDouble) {
-  Tensor out = torch::empty(shape, torch::kDouble);
-  fill_normal_keyed(out, 1, random_stream(Purpose::kEval, site), 0);
-  return out.to(dtype);
-}
-
-double error(const Tensor& a, const Tensor& b) { return (a - b).abs().max().item<double>(); }
 
 NetworkConfig small() {
   NetworkConfig config;

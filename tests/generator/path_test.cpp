@@ -8,8 +8,8 @@
 #include <limits>
 
 #include "sigma/base/error.h"
-#include "sigma/base/random.h"
 #include "sigma/generator/preconditioner.h"
+#include "tests/testing/numbers.h"
 
 namespace sigma {
 namespace {
@@ -18,13 +18,6 @@ using torch::Tensor;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-Tensor normal(torch::IntArrayRef shape, uint32_t site) {
-  Tensor out = torch::empty(shape, torch::kDouble);
-  fill_normal_keyed(out, 1, random_stream(Purpose::kEval, site), 0);
-  return out;
-}
-
-double error(const Tensor& a, const Tensor& b) { return (a - b).abs().max().item<double>(); }
 Tensor times(std::vector<double> values) { return torch::tensor(values, torch::kDouble); }
 double at(const Tensor& x) { return x.item<double>(); }
 

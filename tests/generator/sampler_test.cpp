@@ -7,19 +7,13 @@
 #include "sigma/base/error.h"
 #include "sigma/generator/generator.h"
 #include "tests/generator/toy_network.h"
+#include "tests/testing/numbers.h"
 
 namespace sigma {
 namespace {
 
 using torch::Tensor;
 
-Tensor normal(torch::IntArrayRef shape, uint32_t site) {
-  Tensor out = torch::empty(shape, torch::kDouble);
-  fill_normal_keyed(out, 1, random_stream(Purpose::kEval, site), 0);
-  return out;
-}
-
-double error(const Tensor& a, const Tensor& b) { return (a - b).abs().max().item<double>(); }
 Tensor times(std::vector<double> values) { return torch::tensor(values, torch::kDouble); }
 
 Path path(double t_min = 0, const std::string& kind = "ot_fm") {

@@ -26,7 +26,7 @@ class ToyNetwork : public Network {
   Output forward(const torch::Tensor& x, const torch::Tensor& t, const torch::Tensor& s,
                  const Condition& condition, const Context& context) override {
     const torch::Tensor j =
-        (torch::arange(x[0].numel()) % 5).view(x[0].sizes()).to(x.scalar_type());
+        (torch::arange(x[0].numel(), x.device()) % 5).view(x[0].sizes()).to(x.scalar_type());
     torch::Tensor G = 0.8 * torch::tanh(1.3 * x + 0.4) + expand_times(0.5 * torch::cos(3 * t), x) -
                       expand_times(0.3 * torch::sin(2 * s), x) + 0.05 * j;
     if (condition.labels.defined())

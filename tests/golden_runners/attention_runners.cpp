@@ -101,7 +101,7 @@ void run_rope(const GoldenFile& file, Report& report) {
     const int64_t head_dim =
         whole(options, "head_dim", std::max<int64_t>(rotary, 2 * cos.size(-1)));
     const TokenLayout layout = layout_of(options, cos.size(0));
-    const Rope rope(config, head_dim, layout, torch::kDouble, torch::kCPU);
+    const Rope rope(config, head_dim, layout, torch::kDouble, device());
     const std::string dtype =
         file.meta("dtype").is_string() ? file.meta("dtype").get<std::string>() : "";
     const bool float64_angles = dtype.find("float64 angles") != std::string::npos;
@@ -121,7 +121,7 @@ void run_rope(const GoldenFile& file, Report& report) {
     if (options.contains("grid")) check_table(rope.table(), " of the grid");
     if (positions.defined()) check_table(rope.at(positions), " of the positions");
     if (narrow && float64_angles && positions.defined()) {
-      const Rope rounded(config, head_dim, layout, torch::kFloat, torch::kCPU);
+      const Rope rounded(config, head_dim, layout, torch::kFloat, device());
       report.absolute("cos in float32", rounded.at(positions).cos, cos, kEps32 / 2);
       report.absolute("sin in float32", rounded.at(positions).sin, sin, kEps32 / 2);
     }
@@ -149,10 +149,10 @@ void run_dense(const GoldenFile& file, Report& report) {
   const int64_t heads = whole(options, "heads", 1);
   if (whole(options, "head_dim", dim / heads) != dim / heads) throw Skip{"attention head_dim"};
   DenseAttention attention(dim, heads, qk_norm);
-  attention.to(torch::kDouble);
+  attention.to(device(), torch::kDouble);
   auto p = attention.named_parameters();
   const auto bias = [&](const std::string& name) {
-    return file.has(name) ? file.get(name) : torch::zeros({dim}, torch::kDouble);
+    return file.has(name) ? file.get(name) : torch::zeros({dim}, file.get("w_qkv").options());
   };
   {
     const torch::NoGradGuard no_grad;
@@ -168,7 +168,7 @@ void run_dense(const GoldenFile& file, Report& report) {
   TokenLayout layout = layout_of(options, x.size(1));
   layout.before = whole(options, "num_prefix", 0);
   if (text(options, "causal", "none") == "token") layout.pattern = Pattern::kCausal;
-  const Rope rope(rope_config(options), dim / heads, layout, torch::kDouble, torch::kCPU);
+  const Rope rope(rope_config(options), dim / heads, layout, torch::kDouble, device());
   const Tensor out = attention.forward(x, layout, file.has("cos") ? &rope : nullptr, Context{});
   report.relative("out", out, file.get("out"), 1e-11);
   if (!file.has("grad_out")) return;

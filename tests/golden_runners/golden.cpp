@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 
 namespace sigma::golden {
@@ -24,8 +25,8 @@ Json parse_or_text(const std::string& value) {
 /// |a - b| with equal infinities (and NaN for NaN) counted as 0 and other non-finite differences as
 /// infinity.
 Tensor difference(const Tensor& actual, const Tensor& expected) {
-  const Tensor a = actual.detach().to(torch::kDouble);
-  const Tensor b = expected.detach().to(torch::kDouble);
+  const Tensor a = actual.detach().to(torch::kCPU, torch::kDouble);
+  const Tensor b = expected.detach().to(torch::kCPU, torch::kDouble);
   const Tensor same = (a == b) | (a.isnan() & b.isnan());
   return (a - b)
       .abs()
@@ -43,12 +44,17 @@ double finite_scale(const Tensor& expected) {
 
 }  // namespace
 
+torch::Device device() {
+  const char* name = std::getenv("SIGMA_GOLDEN_DEVICE");
+  return name && *name ? torch::Device(name) : torch::kCPU;
+}
+
 GoldenFile::GoldenFile(const std::filesystem::path& path) : file_(path), options_(meta("options")) {
   if (!options_.is_object()) options_ = Json::object();
 }
 
 Tensor GoldenFile::get(const std::string& name) const {
-  const Tensor x = file_.load(name);
+  const Tensor x = load(name);
   return x.to(x.is_floating_point() ? torch::kDouble : torch::kInt64);
 }
 
@@ -147,7 +153,7 @@ void Report::absolute(const std::string& what, const Tensor& actual, const Tenso
                       const Tensor& bound) {
   if (!same_shape(what, actual, expected)) return;
   const Tensor error = difference(actual, expected).flatten();
-  const Tensor bounds = bound.expand(actual.sizes()).flatten();
+  const Tensor bounds = bound.cpu().expand(actual.sizes()).flatten();
   if (error.numel() == 0) return;
   const auto at = (error / bounds).argmax();
   record(what, error[at].item<double>(), bounds[at].item<double>());

@@ -22,14 +22,17 @@ struct Skip {
   std::string option;
 };
 
+/// Where the library runs: SIGMA_GOLDEN_DEVICE, by default the CPU. Comparisons are on the CPU.
+torch::Device device();
+
 class GoldenFile {
  public:
   explicit GoldenFile(const std::filesystem::path& path);
 
   const std::filesystem::path& path() const { return file_.path(); }
   bool has(const std::string& name) const { return file_.contains(name); }
-  /// As stored.
-  torch::Tensor load(const std::string& name) const { return file_.load(name); }
+  /// As stored, on device().
+  torch::Tensor load(const std::string& name) const { return file_.load(name).to(device()); }
   /// Floating tensors as float64, others as int64.
   torch::Tensor get(const std::string& name) const;
   bool is_float32(const std::string& name) const;

@@ -107,7 +107,8 @@ void run_imm_loss(const GoldenFile& file, Report& report) {
   const Tensor r = file.get("r");
   const Tensor s = file.get("s");
   if (file.has("v1") && file.has("v2")) {
-    const Imm::Times times = imm.times(file.get("v1"), file.get("v2"), config.min_tr_gap);
+    const Imm::Times times =
+        imm.times(file.get("v1"), file.get("v2"), imm.k_at(1), config.min_tr_gap);
     report.relative("t", times.t, t, 1e-12);
     report.relative("r", times.r, r, 1e-12);
     report.relative("s", times.s, s, 1e-12);

@@ -49,7 +49,7 @@ void run_moe(const GoldenFile& file, Report& report) {
   const int64_t dim = x.defined() ? x.size(-1) : 0;
   const MoeConfig config = moe_config(file, options, dim);
   MixtureOfExperts moe(dim, config);
-  moe.to(torch::kDouble);
+  moe.to(device(), torch::kDouble);
   auto parameters = moe.named_parameters();
   const std::vector<std::pair<std::string, std::string>> names = {
       {"router", "router_weight"},

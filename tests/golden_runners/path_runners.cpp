@@ -117,8 +117,9 @@ void run_imm_times(const GoldenFile& file, Report& report) {
       const ImmConfig config = make_imm_config(options);
       // No preconditioner enters the times; simple_edm takes every path.
       const Preconditioner f("simple_edm", make_path(options));
+      const Imm imm(config, f);
       const auto [t, r, s] =
-          Imm(config, f).times(file.get(m + ".v1"), file.get(m + ".v2"), config.min_tr_gap);
+          imm.times(file.get(m + ".v1"), file.get(m + ".v2"), imm.k_at(1), config.min_tr_gap);
       report.relative(m + ".t", t, file.get(m + ".t"), kBound);
       report.relative(m + ".s", s, file.get(m + ".s"), kBound);
       report.relative(m + ".r", r, file.get(m + ".r"), kBound);

@@ -30,7 +30,7 @@ void run_optimizer(const GoldenFile& file, const std::string& o, Report& report)
     std::vector<Tensor> course;
     for (int64_t i = 0; i < grads.size(0); ++i) {
       p.mutable_grad() = grads[i].to(dtype);
-      optimizer.step(config.lr, torch::zeros({}, torch::kFloat));
+      optimizer.step(config.lr, torch::zeros({}, grads.options().dtype(torch::kFloat)));
       course.push_back(p.detach().clone());
     }
     if (state) *state = optimizer.state();
@@ -75,7 +75,7 @@ void run_constant(const GoldenFile& file, const std::string& name, Report& repor
       const torch::NoGradGuard no_grad;
       module->p.copy_(course[i]);
     }
-    ema.update(i, torch::zeros({}, torch::kFloat));
+    ema.update(i, torch::zeros({}, course.options().dtype(torch::kFloat)));
     averages.push_back(ema.state().front().second.detach().clone());
   }
   report.relative(name, torch::stack(averages), file.get(name), 1e-12);

@@ -54,7 +54,7 @@ std::shared_ptr<DiffusionTransformer> make_network(const NetworkConfig& config,
                                                    const std::vector<int64_t>& sample_shape,
                                                    const GoldenFile& weights) {
   auto network = std::make_shared<DiffusionTransformer>(config, sample_shape);
-  network->to(torch::kDouble);
+  network->to(device(), torch::kDouble);
   const torch::NoGradGuard no_grad;
   auto parameters = network->named_parameters();
   std::set<std::string> missing;

@@ -100,9 +100,9 @@ void check_variant(const GoldenFile& file, const std::string& variant, Report& r
     guidance.scale = number(*guided, "scale", 1);
     const int64_t B = x_t.size(0);
     const Tensor label =
-        labels.index_select(0, torch::full({B}, whole(*guided, "label_row", 0), torch::kInt64));
+        labels.index_select(0, torch::full({B}, whole(*guided, "label_row", 0), labels.options()));
     const auto at = [&](const char* key) {
-      return torch::full({B}, number(*guided, key, 0), torch::kDouble);
+      return torch::full({B}, number(*guided, key, 0), x_t.options());
     };
     const torch::NoGradGuard no_grad;
     ImmConfig imm;

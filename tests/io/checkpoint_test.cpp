@@ -8,9 +8,9 @@
 
 #include <csignal>
 
-#include "scratch.h"
 #include "sigma/base/error.h"
 #include "sigma/io/files.h"
+#include "tests/testing/scratch.h"
 
 namespace sigma {
 namespace {

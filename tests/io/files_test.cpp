@@ -8,8 +8,8 @@
 #include <csignal>
 #include <fstream>
 
-#include "scratch.h"
 #include "sigma/base/error.h"
+#include "tests/testing/scratch.h"
 
 namespace sigma {
 namespace {

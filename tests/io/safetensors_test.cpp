@@ -3,9 +3,9 @@
 #include <gtest/gtest.h>
 #include <torch/types.h>
 
-#include "scratch.h"
 #include "sigma/base/error.h"
 #include "sigma/io/files.h"
+#include "tests/testing/scratch.h"
 
 namespace sigma {
 namespace {

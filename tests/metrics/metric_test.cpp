@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "sigma/base/error.h"
+#include "tests/testing/scratch.h"
 
 namespace sigma {
 namespace {
@@ -66,17 +67,17 @@ TEST(Metric, Bounds) {
 
 TEST(Assets, TheChosenFolderComesFirst) {
   namespace fs = std::filesystem;
-  std::string folder = (fs::temp_directory_path() / "sigma-assets-XXXXXX").string();
-  ASSERT_NE(mkdtemp(folder.data()), nullptr);
+  const Scratch scratch;
+  const std::string folder = scratch.path().string();
   const std::string name = fmt::format("test-asset-{}.bin", getpid());
   const fs::path beside = fs::path(SIGMA_BINARY_DIR) / "assets";
-  std::ofstream(fs::path(folder) / name) << "chosen";
+  scratch.write(name, "chosen");
   const bool made = fs::create_directories(beside);
   std::ofstream(beside / name) << "beside";
 
   ASSERT_EQ(setenv("SIGMA_ASSETS", folder.c_str(), 1), 0);
   EXPECT_EQ(find_asset(name), folder + "/" + name);
-  fs::remove_all(folder);
+  fs::remove(scratch.path(name));
   EXPECT_EQ(find_asset(name), (fs::canonical(beside) / name).string());
   fs::remove(beside / name);
   if (made) fs::remove(beside);

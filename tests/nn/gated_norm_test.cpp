@@ -8,17 +8,15 @@
 
 #include <limits>
 
-#include "sigma/base/random.h"
+#include "tests/testing/numbers.h"
 
 namespace sigma {
 namespace {
 
 using torch::Tensor;
 
-Tensor numbers(std::vector<int64_t> shape, uint32_t site) {
-  Tensor out = torch::empty(shape);
-  fill_normal_keyed(out, 11, random_stream(Purpose::kEval, site), 0);
-  return out;
+Tensor numbers(torch::IntArrayRef shape, uint32_t site) {
+  return normal(shape, site, torch::kFloat);
 }
 
 void compare(int64_t B, int64_t N, int64_t C, bool gated, bool strided) {

@@ -6,9 +6,9 @@
 #include <limits>
 
 #include "sigma/base/error.h"
-#include "sigma/base/random.h"
 #include "sigma/nn/linear.h"
 #include "sigma/nn/mlp.h"
+#include "tests/testing/numbers.h"
 
 namespace sigma {
 namespace {
@@ -17,16 +17,6 @@ using torch::Tensor;
 
 constexpr double kEps32 = std::numeric_limits<float>::epsilon();
 constexpr double kEps64 = std::numeric_limits<double>::epsilon();
-
-Tensor normal(torch::IntArrayRef shape, uint32_t site, torch::ScalarType dtype = torch::kDouble) {
-  Tensor out = torch::empty(shape, dtype);
-  fill_normal_keyed(out, 1, random_stream(Purpose::kEval, site), 0);
-  return out;
-}
-
-double error(const Tensor& a, const Tensor& b) {
-  return (a.to(torch::kDouble) - b.to(torch::kDouble)).abs().max().item<double>();
-}
 
 /// The largest sum of absolute products of x W^T: what rounding errors of a dot are proportional
 /// to.

@@ -7,20 +7,12 @@
 #include <cmath>
 
 #include "sigma/base/error.h"
-#include "sigma/base/random.h"
+#include "tests/testing/numbers.h"
 
 namespace sigma {
 namespace {
 
 using torch::Tensor;
-
-Tensor normal(torch::IntArrayRef shape, uint32_t site) {
-  Tensor out = torch::empty(shape, torch::kDouble);
-  fill_normal_keyed(out, 1, random_stream(Purpose::kEval, site), 0);
-  return out;
-}
-
-double error(const Tensor& a, const Tensor& b) { return (a - b).abs().max().item<double>(); }
 
 Rope make(const RopeConfig& config, int64_t head_dim, const TokenLayout& layout,
           torch::ScalarType dtype = torch::kDouble) {

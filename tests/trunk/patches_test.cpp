@@ -7,19 +7,13 @@
 #include <cmath>
 
 #include "sigma/base/error.h"
-#include "sigma/base/random.h"
 #include "sigma/trunk/positions.h"
+#include "tests/testing/numbers.h"
 
 namespace sigma {
 namespace {
 
 using torch::Tensor;
-
-Tensor normal(torch::IntArrayRef shape, uint32_t site) {
-  Tensor out = torch::empty(shape, torch::kDouble);
-  fill_normal_keyed(out, 1, random_stream(Purpose::kEval, site), 0);
-  return out;
-}
 
 TEST(Patchify, IsAStridedConvolution) {
   const Tensor images = normal({2, 3, 6, 4}, 0);

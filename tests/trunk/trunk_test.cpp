@@ -7,19 +7,12 @@
 #include "sigma/base/error.h"
 #include "sigma/base/random.h"
 #include "sigma/trunk/positions.h"
+#include "tests/testing/numbers.h"
 
 namespace sigma {
 namespace {
 
 using torch::Tensor;
-
-Tensor normal(torch::IntArrayRef shape, uint32_t site, torch::ScalarType dtype = torch::kFloat) {
-  Tensor out = torch::empty(shape, torch::kDouble);
-  fill_normal_keyed(out, 1, random_stream(Purpose::kEval, site), 0);
-  return out.to(dtype);
-}
-
-double error(const Tensor& a, const Tensor& b) { return (a - b).abs().max().item<double>(); }
 
 TrunkConfig small() {
   TrunkConfig config;
@@ -69,8 +62,8 @@ TEST(Trunk, AdaLnZeroStartsAsTheIdentityPlusPositions) {
   TrunkConfig config = small();
   Trunk trunk(config, {1, 3, 2}, Conditioning::kAdaLnZero);
   initialize(trunk, 1);
-  const Tensor x = normal({2, 6, 16}, 0);
-  const Tensor c = normal({2, 16}, 1);
+  const Tensor x = normal({2, 6, 16}, 0, torch::kFloat);
+  const Tensor c = normal({2, 16}, 1, torch::kFloat);
   const Tensor out = trunk.forward(x, grid(3, 2), c, {}).value;
   EXPECT_LE(error(out, x + sincos_positions({1, 3, 2}, 16, 2).to(torch::kFloat)), 1e-6);
 
@@ -135,7 +128,7 @@ TEST(Trunk, MoeLossesFlowThroughAndSumOverLayers) {
   Context context;
   context.training = true;
   context.record = true;
-  const Tensor x = normal({2, 6, 16}, 0);
+  const Tensor x = normal({2, 6, 16}, 0, torch::kFloat);
   const Output out = two.forward(x, grid(2, 3), {}, context);
   // Near-even routing at the start: sum_i f_i P_i is about 1 a layer.
   ASSERT_TRUE(out.losses.contains("moe.balance"));
@@ -164,8 +157,10 @@ TEST(Trunk, LearnedPositionsAreAParameter) {
   const Tensor pos = trunk.named_parameters()["pos_embed"];
   EXPECT_EQ(pos.sizes(), (std::vector<int64_t>{1, 6, 16}));
   EXPECT_NEAR(pos.std().item<double>(), 0.02, 5 * 0.02 / std::sqrt(2.0 * 96));
-  const Tensor x = normal({2, 6, 16}, 0);
-  EXPECT_LE(error(trunk.forward(x, grid(2, 3), normal({2, 16}, 1), {}).value, x + pos), 1e-6);
+  const Tensor x = normal({2, 6, 16}, 0, torch::kFloat);
+  EXPECT_LE(
+      error(trunk.forward(x, grid(2, 3), normal({2, 16}, 1, torch::kFloat), {}).value, x + pos),
+      1e-6);
 }
 
 TEST(Trunk, AdditivePositionsGoToGridTokensOnly) {
@@ -175,8 +170,8 @@ TEST(Trunk, AdditivePositionsGoToGridTokensOnly) {
   TokenLayout layout = grid(2, 2);
   layout.before = 1;
   layout.after = 2;
-  const Tensor x = normal({1, 7, 16}, 0);
-  const Tensor out = trunk.forward(x, layout, normal({1, 16}, 1), {}).value;
+  const Tensor x = normal({1, 7, 16}, 0, torch::kFloat);
+  const Tensor out = trunk.forward(x, layout, normal({1, 16}, 1, torch::kFloat), {}).value;
   EXPECT_TRUE(torch::equal(out.narrow(1, 0, 1), x.narrow(1, 0, 1)));
   EXPECT_TRUE(torch::equal(out.narrow(1, 5, 2), x.narrow(1, 5, 2)));
   EXPECT_LE(error(out.narrow(1, 1, 4),
@@ -185,7 +180,8 @@ TEST(Trunk, AdditivePositionsGoToGridTokensOnly) {
 
   layout.visible =
       torch::tensor({{3, 1}}, torch::kInt64);  // a masked grid keeps each token's own position
-  const Tensor masked = trunk.forward(x.narrow(1, 0, 5), layout, normal({1, 16}, 1), {}).value;
+  const Tensor masked =
+      trunk.forward(x.narrow(1, 0, 5), layout, normal({1, 16}, 1, torch::kFloat), {}).value;
   const Tensor expected =
       sincos_positions({1, 2, 2}, 16, 2).index_select(0, layout.visible[0]).to(torch::kFloat);
   EXPECT_LE(error(masked.narrow(1, 1, 2), x.narrow(1, 1, 2) + expected), 1e-6);
@@ -213,11 +209,11 @@ TEST(Trunk, ATrunkServesSeveralLayoutsInTurn) {
   config.position = "rope";
   Trunk trunk(config, {1, 2, 3}, Conditioning::kNone);
   initialize(trunk, 1);
-  const Tensor x = normal({1, 6, 16}, 0);
+  const Tensor x = normal({1, 6, 16}, 0, torch::kFloat);
   const Tensor first = trunk.forward(x, grid(2, 3), {}, {}).value;
   TokenLayout prefixed = grid(2, 3);
   prefixed.before = 2;
-  trunk.forward(normal({1, 8, 16}, 1), prefixed, {}, {});
+  trunk.forward(normal({1, 8, 16}, 1, torch::kFloat), prefixed, {}, {});
   TokenLayout masked = grid(2, 3);
   masked.visible = torch::tensor({{5, 4, 3, 2, 1, 0}}, torch::kInt64);
   // A mask that shows everything in another order is a permutation of the tokens.
@@ -235,8 +231,8 @@ TEST(Trunk, ResidualStreamStaysFloat32UnderBfloat16) {
   Trunk trunk(small(), {1, 2, 3}, Conditioning::kAdaLnZero);
   initialize(trunk, 1);
   disturb(trunk);
-  const Tensor x = normal({2, 6, 16}, 0);
-  const Tensor c = normal({2, 16}, 1);
+  const Tensor x = normal({2, 6, 16}, 0, torch::kFloat);
+  const Tensor c = normal({2, 16}, 1, torch::kFloat);
   Context bf16;
   bf16.dtype = torch::kBFloat16;
   const Tensor exact = trunk.forward(x, grid(2, 3), c, {}).value;

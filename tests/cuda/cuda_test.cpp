@@ -1,0 +1,176 @@
+// The same numbers on an NVIDIA GPU as on the CPU. Every test skips without one.
+#include <gtest/gtest.h>
+#include <torch/autograd.h>
+#include <torch/cuda.h>
+#include <torch/types.h>
+
+#include <map>
+
+#include "sigma/attention/dense.h"
+#include "sigma/base/random.h"
+#include "sigma/generator/network.h"
+#include "sigma/generator/objectives/imm.h"
+#include "sigma/nn/gated_norm.h"
+#include "sigma/train/trainer.h"
+#include "tests/cli/program.h"
+#include "tests/testing/numbers.h"
+
+namespace sigma {
+namespace {
+
+using torch::Tensor;
+
+// float32 against float64 over sums of up to a few hundred terms, a few layers deep: 2^-24 grows
+// by about the square root of both.
+constexpr double kFloatBound = 1e-5;
+
+class Cuda : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!torch::cuda::is_available()) GTEST_SKIP() << "no NVIDIA GPU";
+  }
+};
+
+// max |a - b| over max |b|, compared on the CPU.
+double relative(const Tensor& a, const Tensor& b) {
+  return error(a.cpu(), b.cpu()) / b.abs().max().item<double>();
+}
+
+TEST_F(Cuda, RandomNumbersHaveTheBitsOfTheCpu) {
+  const Rng rng{.seed = 7, .step = 3};
+  const Tensor indices = torch::arange(4096) * 5 + 1;
+  for (const auto dtype : {torch::kFloat, torch::kDouble, torch::kBFloat16}) {
+    const Tensor host = torch::empty({4096, 4096}, dtype);  // 2^24 numbers
+    const Tensor device = torch::empty_like(host, host.options().device(torch::kCUDA));
+    fill_normal(host, rng, Purpose::kNoise, 2, indices);
+    fill_normal(device, rng, Purpose::kNoise, 2, indices);
+    const Tensor back = device.cpu();
+    if (dtype == torch::kDouble) {
+      // Unrounded, the last bits are those of each platform's logarithm and cosine.
+      EXPECT_LE(error(back, host), 1e-14);
+    } else {
+      EXPECT_EQ((back != host).sum().item<int64_t>(), 0) << torch::toString(dtype);
+    }
+    if (dtype == torch::kBFloat16) continue;
+    fill_uniform(host, rng, Purpose::kTimes, 0, indices);
+    fill_uniform(device, rng, Purpose::kTimes, 0, indices);
+    EXPECT_TRUE(torch::equal(device.cpu(), host)) << torch::toString(dtype);
+  }
+}
+
+TEST_F(Cuda, GatedNormAndItsGradients) {
+  const std::vector<Tensor> leaves = {normal({3, 7, 40}, 1), normal({3, 7, 40}, 2),
+                                      normal({3, 120}, 3)};
+  const auto run = [&](torch::Device device, torch::ScalarType dtype) {
+    std::vector<Tensor> in;
+    for (const Tensor& leaf : leaves) in.push_back(leaf.to(device, dtype).requires_grad_());
+    const auto m = in[2].chunk(3, 1);
+    const GatedNorm out = gated_norm(in[0], in[1], m[0], m[1], m[2], 1e-6);
+    (out.y.square().sum() + out.h.sum()).backward();
+    return std::vector{out.y.detach(), out.h.detach(), in[0].grad(), in[1].grad(), in[2].grad()};
+  };
+  const auto expected = run(torch::kCPU, torch::kDouble);
+  const auto actual = run(torch::kCUDA, torch::kFloat);
+  for (size_t i = 0; i < expected.size(); ++i)
+    EXPECT_LE(relative(actual[i], expected[i]), kFloatBound) << i;
+}
+
+TEST_F(Cuda, DenseAttentionInEveryPattern) {
+  DenseAttention attention(64, 4, /*qk_norm=*/true);
+  initialize(attention, 3);
+  for (const Pattern pattern : {Pattern::kFull, Pattern::kCausal, Pattern::kCausalAfter}) {
+    TokenLayout layout{.before = 1, .grid = {1, 5, 7}, .after = 4, .pattern = pattern};
+    const Tensor x = normal({2, layout.tokens(), 64}, 5);
+    const auto run = [&](torch::Device device, torch::ScalarType dtype) {
+      attention.to(device, dtype);
+      return attention.forward(x.to(device, dtype), layout, nullptr, {}).detach();
+    };
+    EXPECT_LE(relative(run(torch::kCUDA, torch::kFloat), run(torch::kCPU, torch::kDouble)),
+              kFloatBound);
+    // 8 bits of mantissa, products summed in float32.
+    EXPECT_LE(relative(run(torch::kCUDA, torch::kBFloat16), run(torch::kCPU, torch::kDouble)),
+              0.03);
+    attention.to(torch::kCPU, torch::kFloat);
+    initialize(attention, 3);  // the weights were rounded
+  }
+}
+
+// A network with everything in it: rotary positions, experts in every second block, two times.
+NetworkConfig network_config() {
+  NetworkConfig config{.num_classes = 5, .patch_size = 4};
+  config.trunk = {.hidden_size = 64, .depth = 2, .num_heads = 4, .mlp_ratio = 2};
+  config.trunk.position = "rope";
+  config.trunk.mlp.kind = "moe";
+  config.trunk.mlp.layers = "odd";
+  return config;
+}
+
+TEST_F(Cuda, ImmDrawsLossAndGradients) {
+  const Imm imm({}, Preconditioner("simple_edm", Path(PathConfig{.t_min = 0.006})));
+  const Context context{.training = true,
+                        .record = true,
+                        .rng = {.seed = 1, .step = 9},
+                        .samples = torch::arange(32)};
+  const GeneratorBatch host{.data = normal({32, 1, 16, 16}, 4, torch::kFloat) * 0.5,
+                            .labels = torch::arange(32) % 5};
+  const Draws draws = imm.draw(host, 5, context);
+  struct Result {
+    Output out;
+    std::map<std::string, Tensor> grads;
+  };
+  const auto run = [&](torch::Device device) {
+    DiffusionTransformer network(network_config(), {1, 16, 16});
+    initialize(network, 2);
+    {
+      // Gates and the last layer start at zero: move them, so that everything has a gradient.
+      const torch::NoGradGuard no_grad;
+      uint32_t site = 100;
+      for (Tensor& p : network.parameters()) p += normal(p.sizes(), site++, torch::kFloat) * 0.05;
+    }
+    network.to(device);
+    const GeneratorBatch batch{.data = host.data.to(device), .labels = host.labels.to(device)};
+    const Draws own = imm.draw(batch, 5, context);
+    EXPECT_TRUE(torch::equal(own.eps.cpu(), draws.eps));
+    EXPECT_TRUE(torch::equal(own.r.cpu(), draws.r));
+    EXPECT_TRUE(torch::equal(own.student_labels.cpu(), draws.student_labels));
+    Result result{.out = imm.loss(network, network, batch, own, context), .grads = {}};
+    Tensor loss;
+    for (const auto& [name, value] : result.out.losses)
+      loss = loss.defined() ? loss + value : value;
+    loss.backward();
+    for (const auto& item : network.named_parameters())
+      result.grads[item.key()] = item.value().grad().cpu();
+    return result;
+  };
+  const Result cpu = run(torch::kCPU);
+  const Result gpu = run(torch::kCUDA);
+  for (const auto& [name, value] : cpu.out.losses)
+    EXPECT_LE(relative(gpu.out.losses.at(name), value), 1e-4) << name;
+  for (const auto& [name, grad] : cpu.grads)
+    EXPECT_LE(relative(gpu.grads.at(name), grad), 1e-3) << name;  // both sides are float32
+}
+
+TEST_F(Cuda, TrainingRepeatsBitForBitAndFollowsTheCpu) {
+  const Program p("cuda");
+  p.write_data();
+  p.write_recipe();
+  const auto config = [&](const std::string& device) {
+    return load_run_config(
+        p.path("tiny.toml"),
+        {"data.images=" + p.path("images.idx"), "data.labels=" + p.path("labels.idx"),
+         "train.device=" + device, "train.compute_dtype=float32", "checkpoint.every=1M",
+         "generator.trunk.mlp={kind=\"moe\", num_experts=3, num_chosen=2}"});
+  };
+  const auto weights = [&](const std::string& run) {
+    return sha256_file(p.checkpoints(run).back() / "model.safetensors");
+  };
+  const TrainResult straight = train(config("cuda"), {.run = p.path("one"), .quiet = true});
+  for (const int64_t stop : {7, 60, 0})
+    train(config("cuda"), {.run = p.path("two"), .quiet = true, .stop_after_step = stop});
+  EXPECT_EQ(weights("one"), weights("two"));
+  const TrainResult cpu = train(config("cpu"), {.run = p.path("cpu"), .quiet = true});
+  EXPECT_NEAR(straight.loss, cpu.loss, 0.05 * std::abs(cpu.loss));
+}
+
+}  // namespace
+}  // namespace sigma
