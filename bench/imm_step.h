@@ -125,12 +125,12 @@ inline double python_seconds(const std::string& python, const ImmStepCase& c,
   const std::string command = fmt::format(
       "{} {}/bench/imm_step.py --mode {} --device {} --dtype {} --batch {} --shape {} --patch {} "
       "--hidden {} --depth {} "
-      "--heads {} --ratio {} --overlap {} --classes {} --activation {} --preconditioner {} "
+      "--heads {} --ratio {} --classes {} --activation {} --preconditioner {} "
       "--warmup {} --steps {} --threads {}",
       python, SIGMA_SOURCE_DIR, mode, c.device.is_cuda() ? "cuda" : "cpu",
       c.dtype == torch::kFloat ? "float32" : "bfloat16", c.batch, fmt::join(c.sample_shape, ","),
       n.patch_size, n.trunk.hidden_size, n.trunk.depth, n.trunk.num_heads,
-      static_cast<int>(n.trunk.mlp_ratio), n.patch_overlap, n.num_classes, n.trunk.mlp.activation,
+      static_cast<int>(n.trunk.mlp_ratio), n.num_classes, n.trunk.mlp.activation,
       c.generator.preconditioner, c.warmup, c.steps, at::get_num_threads());
   FILE* pipe = popen(command.c_str(), "r");
   SIGMA_CHECK(kFailure, pipe != nullptr, "cannot start {}", python);

@@ -22,7 +22,6 @@ parser.add_argument("--hidden", type=int, default=128)
 parser.add_argument("--depth", type=int, default=4)
 parser.add_argument("--heads", type=int, default=4)
 parser.add_argument("--ratio", type=int, default=4)
-parser.add_argument("--overlap", type=int, default=0)
 parser.add_argument("--classes", type=int, default=10)
 parser.add_argument("--activation", default="silu")
 parser.add_argument("--preconditioner", default="simple_edm")
@@ -86,7 +85,7 @@ class DiT(nn.Module):
         self.register_buffer("pos", sincos(H // P, W // P, D).float())
         self.blocks = nn.ModuleList(Block() for _ in range(args.depth))
         self.norm = nn.LayerNorm(D, eps=1e-6, elementwise_affine=False)
-        self.ada, self.last = nn.Linear(D, 2 * D), nn.Linear(D, C * (P + 2 * args.overlap) ** 2)
+        self.ada, self.last = nn.Linear(D, 2 * D), nn.Linear(D, C * P**2)
         self.register_buffer("freq", torch.exp(-math.log(10000.0) * torch.arange(128, dtype=torch.float64) / 128))
 
     def time(self, v, a, b):
@@ -104,9 +103,6 @@ class DiT(nn.Module):
         with torch.autocast(device.type, enabled=False):
             shift, scale = self.ada(c).chunk(2, 1)
         x = self.last(self.norm(x) * (1 + scale[:, None]) + shift[:, None]).float()
-        if args.overlap:
-            k = P + 2 * args.overlap
-            return F.fold(x.transpose(1, 2), (H, W), k, padding=args.overlap, stride=P)
         return x.reshape(b, gh, gw, P, P, C).permute(0, 5, 1, 3, 2, 4).reshape(b, C, H, W)
 
 

@@ -1,12 +1,12 @@
 // Which files of an image folder belong to a split, and their labels: names only, nothing is
 // decoded. Torch-free.
 //
-//   ROOT/[train|val|test/][CLASS/]**.{png,jpg,jpeg}      (any case; hidden files and symbolic links
-//   are skipped)
+//   ROOT/[train|val|test/][CLASS/]**.{png,jpg,jpeg}    any case
 //
-// Names are in byte order. Classes are the sub-folders (of train/, if there are split folders);
-// without sub-folders there are no labels. Without split folders a hash of the name decides: test
-// iff the first 8 bytes (big-endian) of SHA-256(id) mod 1000 are below round(1000 fraction).
+// Hidden files and symbolic links are skipped. Names are in byte order. Classes are the sub-folders
+// (of train/, if there are split folders); without sub-folders there are no labels. Without split
+// folders a hash of the name decides: test iff the first 8 bytes (big-endian) of SHA-256(id) mod
+// 1000 are below round(1000 fraction).
 #pragma once
 
 #include <cstdint>

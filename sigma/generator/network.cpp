@@ -23,8 +23,6 @@ constexpr double kNormEps = 1e-6;
 void NetworkConfig::visit(ConfigVisitor& v) {
   v.field("num_classes", num_classes, in(0, 100000), "labels; 0 = unconditional");
   v.field("patch_size", patch_size, in(1, 64), "side of a patch of an image; latents ignore it");
-  v.field("patch_overlap", patch_overlap, in(0, 64),
-          "pixels an output patch reaches into its neighbours; at most patch_size");
   v.choice("second_time", second_time, {"s", "delta", "none"},
            "what the second time embedding takes: s, t - s, nothing");
   v.field("time_scale", time_scale, above(0, 1e5),
@@ -49,13 +47,8 @@ DiffusionTransformer::DiffusionTransformer(const NetworkConfig& config,
     channels_ = sample_shape[0];
     layout_.grid = patch_grid(sample_shape[1], sample_shape[2], config.patch_size);
   }
-  if (tokens_) config_.patch_overlap = 0;
-  SIGMA_CHECK(kUsage, config_.patch_overlap <= config_.patch_size,
-              "generator.patch_overlap: expected at most patch_size = {}, got {}",
-              config_.patch_size, config_.patch_overlap);
   const int64_t hidden = config.trunk.hidden_size;
   const int64_t width = channels_ * config_.patch_size * config_.patch_size;
-  const int64_t side_out = config_.patch_size + 2 * config_.patch_overlap;
 
   const bool unit = config.embedding_init == "unit";
   const auto linear = [&](int64_t in) {
@@ -86,8 +79,7 @@ DiffusionTransformer::DiffusionTransformer(const NetworkConfig& config,
   trunk_ = child<Trunk>("trunk", config_.trunk, layout_.grid, Conditioning::kAdaLnZero);
   auto final_layer = child<Module>("final_layer");
   final_linear_ = final_layer->register_module(
-      "linear",
-      std::make_shared<Linear>(hidden, channels_ * side_out * side_out, true, Init::zero()));
+      "linear", std::make_shared<Linear>(hidden, width, true, Init::zero()));
   final_modulation_ =
       final_layer->register_module("adaLN_modulation", std::make_shared<Module>())
           ->register_module("1", std::make_shared<Linear>(hidden, 2 * hidden, true, Init::zero()));
@@ -124,9 +116,7 @@ Output DiffusionTransformer::forward(const Tensor& x, const Tensor& t, const Ten
   const auto m = final_modulation_->forward(torch::silu(c)).chunk(2, 1);
   const Tensor last = to_compute(gated_norm(out.value, {}, {}, m[0], m[1], kNormEps).y, context);
   const Tensor G = at_least_float(final_linear_->forward(last));
-  out.value =
-      tokens_ ? G
-              : unpatchify(G, layout_.grid, config_.patch_size, channels_, config_.patch_overlap);
+  out.value = tokens_ ? G : unpatchify(G, layout_.grid, config_.patch_size, channels_);
   return out;
 }
 

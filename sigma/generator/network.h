@@ -1,13 +1,12 @@
 // The network slot of a generator, and the diffusion transformer (DiT, arXiv 2212.09748) with a
 // second time.
 //
-//   tokens = Linear(patches) + positions;  c = t_embedder(t) + s_embedder(s or t - s) +
-//   y_embedder(label) G = unpatchify(Linear(LN(trunk(tokens, c)) (1 + scale) + shift)),  (shift,
-//   scale) = Linear(silu(c)) time embedding: Linear(silu(Linear([cos(v f) | sin(v f)]))), v =
-//   time_scale t, f_i = exp(-ln(10000) i/128), i < 128, float64
-//
-// With patch_overlap o, a token's output patch is p + 2 o wide and overlapping patches add up: no
-// seams between large patches.
+//   tokens = Linear(patches) + positions
+//   c = t_embedder(t) + s_embedder(s or t - s) + y_embedder(label)
+//   G = unpatchify(Linear(LN(trunk(tokens, c)) (1 + scale) + shift))
+//   (shift, scale) = Linear(silu(c))
+//   embedder(t) = Linear(silu(Linear([cos(v f) | sin(v f)])))
+//   v = time_scale t,  f_i = exp(-ln(10000) i/128), i < 128, float64
 //
 // Input [B,C,H,W] (patches of p x p) or [B,L,C] (latent tokens); output of the same shape, float32.
 // The last linear and all adaLN linears start at zero: G = 0 at step 0. The time MLPs and the label
@@ -46,7 +45,6 @@ class Network : public Module {
 struct NetworkConfig {
   int64_t num_classes = 0;
   int64_t patch_size = 2;
-  int64_t patch_overlap = 0;
   std::string second_time = "s";  // s | delta | none
   double time_scale = 1000;
   std::string embedding_init = "dit";  // dit | unit

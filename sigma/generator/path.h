@@ -1,10 +1,10 @@
 // Paths between data (t = 0) and noise: x_t = alpha(t) x + sigma(t) eps. Float64 throughout.
 //
-//   kind        alpha, sigma                  eta = sigma/alpha   eta^-1(e)         logsnr = 2
-//   log(alpha/sigma)   t_max ot_fm       1 - t, t                      t/(1-t)             e/(1+e)
-//   2 (log(1-t) - log t)          0.994 vp_cosine   cos(pi t/2), sin(pi t/2)      tan(pi t/2)
-//   (2/pi) atan e     -2 log tan(pi t/2)            0.996 trig        cos t, sin t, t in [0,pi/2]
-//   tan t               atan e            -2 log tan t                  atan(160)
+//   kind        alpha, sigma                  eta = sigma/alpha   eta^-1(e)        t_max
+//   ot_fm       1 - t, t                      t/(1-t)             e/(1+e)          0.994
+//   vp_cosine   cos(pi t/2), sin(pi t/2)      tan(pi t/2)         (2/pi) atan e    0.996
+//   trig        cos t, sin t, t in [0,pi/2]   tan t               atan e           atan(160)
+//   logsnr = 2 log(alpha/sigma) = -2 log eta
 //
 // eps ~ N(0, sigma_data^2 I). ddim is the deterministic move from t to s with known x (IMM, arXiv
 // 2503.07565, eq. 11). Times are float64 tensors of any shape; data tensors [B,...] take times [B].

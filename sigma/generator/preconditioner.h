@@ -1,13 +1,12 @@
 // Preconditioners: f_{s,t}(x_t) = c_skip(s,t) x_t + c_out(s,t) G(c_in(t) x_t, t, s) (IMM, arXiv
 // 2503.07565, appendix C.5).
 //
-//   kind        c_skip                      c_out                                  G's target for
-//   known (x, eps) identity    s_s/s_t                     a_s - a_t s_s/s_t                      x
-//   simple_edm  (a_s a_t + s_s s_t)/n       -(a_s s_t - a_t s_s) sd/sqrt(n)        (a_t eps - s_t
-//   x)/(sd sqrt(n)) euler_fm    1                           -(t - s) sd (eps - x)/sd       (ot_fm
-//   only)
+//   kind         c_skip                  c_out                         G's target
+//   identity     s_s/s_t                 a_s - a_t s_s/s_t             x
+//   simple_edm   (a_s a_t + s_s s_t)/n   -(a_s s_t - a_t s_s) sd/q     (a_t eps - s_t x)/(sd q)
+//   euler_fm     1                       -(t - s) sd                   (eps - x)/sd  (ot_fm only)
 //
-// n = a_t^2 + s_t^2, c_in = 1/(sd sqrt(n)), sd = sigma_data. With its target as G, f_{s,t}(x_t) =
+// q = sqrt(n), n = a_t^2 + s_t^2, c_in = 1/(sd q), sd = sigma_data. With its target, f_{s,t}(x_t) =
 // x_s on every path; f_{t,t} is the identity bit for bit. simple_edm at s = 0 is EDM's
 // preconditioner with F = -G. Arguments go (x, t, s).
 #pragma once

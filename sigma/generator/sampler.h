@@ -1,9 +1,10 @@
 // Samplers: from noise to data by a few jumps (IMM, arXiv 2503.07565).
 //
 //   pushforward (IMM, algorithm 4): for i = N..1: x = jump(x, t_i, t_{i-1})
-//   restart (algorithm 5):          for i = N..1: x0 = jump(x, t_i, t_min); if i > 1: x =
-//   interpolate(x0, fresh eps, t_{i-1}) times, from t_N = t_max to t_0 = t_min:  uniform in t; edm:
-//   uniform in eta^(1/rho);  explicit: t_max, eta^-1(mid_eta), t_min
+//   restart (algorithm 5):          for i = N..1: x0 = jump(x, t_i, t_min);
+//                                   if i > 1: x = interpolate(x0, fresh eps, t_{i-1})
+//   times, from t_N = t_max to t_0 = t_min:
+//     uniform: in t;  edm: in eta^(1/rho);  explicit: t_max, eta^-1(mid_eta), t_min
 //
 // With flow matching's jump, pushforward is Euler's method. N network calls (twice the rows under
 // guidance). The state is float64. Not supported: Heun, stochastic samplers.

@@ -1,9 +1,10 @@
 // The small classifier whose features Frechet distances here are measured on: `fd_fashion_cnn`
 // (never called FID).
 //
-//   conv3x3 c-64, max-pool 2, conv3x3 64-128, max-pool 2, conv3x3 128-128 (ReLU each), adaptive
-//   average pool 2x2, linear 512-128, ReLU: the feature;  linear 128-classes: the logits.  Input in
-//   [-1, 1].
+//   conv3x3 c-64, max-pool 2, conv3x3 64-128, max-pool 2, conv3x3 128-128 (ReLU each),
+//   adaptive average pool 2x2, linear 512-128, ReLU: the feature;  linear 128-classes: the logits
+//
+// Input in [-1, 1].
 #pragma once
 
 #include <memory>

@@ -1,8 +1,9 @@
 // Frechet distance between feature sets, and energy distance between sample sets.
 //
-//   FD = |mu1 - mu2|^2 + Tr(S1 + S2) - 2 sum sqrt(max(eig(S1^1/2 S2 S1^1/2), 0)),  covariances over
-//   N - 1, float64. energy = 2 E|x-y| - E|x-x'| - E|y-y'|,  U-statistic (x != x'), no 1/2 and no
-//   root: may be negative.
+//   FD = |mu1 - mu2|^2 + Tr(S1 + S2) - 2 sum sqrt(max(eig(S1^1/2 S2 S1^1/2), 0))
+//   energy = 2 E|x-y| - E|x-x'| - E|y-y'|    U-statistic (x != x'), no 1/2 and no root
+//
+// Covariances are over N - 1, in float64. The energy distance of samples may be negative.
 #pragma once
 
 #include <torch/types.h>

@@ -1,9 +1,11 @@
 // Mixture of experts, the reference: shared experts and routed experts of which each token uses a
 // few (DeepSeekMoE, arXiv 2401.06066, eq. 9-14).
 //
-//   y_t = FFN_shared(x_t) + sum_{i in top-K of s_t} s_ti FFN_i(x_t),   s_t = softmax(W_r x_t) in
-//   float32, not renormalised FFN(x) = W_out (silu(a) * b), [a | b] = W_in x; no biases balance
-//   loss = weight * sum_i f_i P_i,  f_i = E/(K T) #{t that chose i} (detached),  P_i = mean_t s_ti
+//   y_t = FFN_shared(x_t) + sum_{i in top-K of s_t} s_ti FFN_i(x_t)
+//   s_t = softmax(W_r x_t) in float32, not renormalised
+//   FFN(x) = W_out (silu(a) * b), [a | b] = W_in x; no biases
+//   balance loss = weight * sum_i f_i P_i
+//   f_i = E/(K T) #{t that chose i} (detached),  P_i = mean_t s_ti
 //
 // S shared experts are one FFN of S times the width. A plain loop over the experts: the definition,
 // not a fast engine. Ties go to the lower index; a NaN score is never chosen before a number.

@@ -1,14 +1,14 @@
 // Rotary position embeddings on 1, 2 or 3 axes (RoFormer, arXiv 2104.09864; axial form as in arXiv
 // 2403.13298).
 //
-//   Axis a with position p_a and d_a channels has angles p_a theta^(-2k/d_a), k < d_a/2; axes in
-//   the order frames, rows, columns. A pair (x, y) of channels with angle w becomes (x cos w - y
-//   sin w, x sin w + y cos w). Pairs: interleaved (2k, 2k+1) or half (k, k + R/2), R = sum of d_a
-//   <= head_dim; the other channels are kept.
+//   angle of axis a, pair k < d_a/2:  w = p_a theta^(-2k/d_a);  axes: frames, rows, columns
+//   a pair (x, y) of channels becomes (x cos w - y sin w, x sin w + y cos w)
+//   pairs: interleaved (2k, 2k+1) or half (k, k + R/2),  R = sum of d_a <= head_dim
 //
-// Angles are computed in float64 (in float32 they are off by 1.7e-3 at position 32,767), tables
-// kept in float32 (float64 for float64 inputs), the rotation done in at least float32 and cast
-// back. Not supported here: scaled positions, one theta an axis.
+// p_a is the position on axis a, d_a its channels; channels beyond R are kept. Angles are computed
+// in float64 (in float32 they are off by 1.7e-3 at position 32,767), tables kept in float32
+// (float64 for float64 inputs), the rotation done in at least float32 and cast back. Not supported
+// here: scaled positions, one theta an axis.
 #pragma once
 
 #include <torch/types.h>

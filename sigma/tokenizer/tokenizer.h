@@ -1,9 +1,11 @@
 // Image tokenizers: images -> a few latent tokens -> images. The plain autoencoder with a linear
 // bottleneck.
 //
-//   encode   h = norm(trunk([patch_embed(image) + positions | queries]))[queries];  c = down(h)
-//   [B,L,Z];  z = (c - mean) / std decode   c = z std + mean;  [image query + positions | up(c) +
-//   latent positions] -> trunk -> norm -> head -> unpatchify
+//   encode   h = norm(trunk([patch_embed(image) + positions | queries]))[queries]
+//            c = down(h) [B,L,Z],  z = (c - mean) / std
+//   decode   c = z std + mean
+//            [image query + positions | up(c) + latent positions]
+//            -> trunk -> norm -> head -> unpatchify
 //
 // L queries read the image (TiTok, arXiv 2406.07550, section 3.1; MAETok, arXiv 2502.03444, section
 // 3). mean and std are those of the latents' channels over the training set (LatentNorm), so that a

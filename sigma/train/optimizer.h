@@ -1,7 +1,7 @@
 // AdamW (Loshchilov and Hutter, arXiv 1711.05101) on torch's fused kernel, and the learning rate.
 //
-//   m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr (wd p + (m/(1-b1^t)) / (sqrt(v/(1-b2^t))
-//   + eps))
+//   m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
+//   p -= lr (wd p + (m/(1-b1^t)) / (sqrt(v/(1-b2^t)) + eps))
 #pragma once
 
 #include <torch/types.h>

@@ -23,17 +23,8 @@ Tensor patchify(const Tensor& images, int64_t patch) {
       .reshape({B, grid.size(), C * patch * patch});
 }
 
-Tensor unpatchify(const Tensor& tokens, const Grid& grid, int64_t patch, int64_t channels,
-                  int64_t overlap) {
+Tensor unpatchify(const Tensor& tokens, const Grid& grid, int64_t patch, int64_t channels) {
   const int64_t B = tokens.size(0);
-  if (overlap > 0) {
-    const int64_t k = patch + 2 * overlap;
-    const Tensor columns =
-        tokens.reshape({B, grid.size(), k * k, channels}).permute({0, 3, 2, 1}).flatten(1, 2);
-    return at::col2im(columns, {grid.height * patch, grid.width * patch}, {k, k},
-                      /*dilation=*/{1, 1},
-                      /*padding=*/{overlap, overlap}, /*stride=*/{patch, patch});
-  }
   return tokens.reshape({B, grid.height, grid.width, patch, patch, channels})
       .permute({0, 5, 1, 3, 2, 4})
       .reshape({B, channels, grid.height * patch, grid.width * patch});

@@ -1,10 +1,11 @@
 // The trunk: blocks of (attention) x (mlp) x (conditioning), shared by every network here.
 //
-//   conditioning none:        x += attn(norm1(x));                          x += mlp(norm2(x))
-//   conditioning adaln_zero:  x += g1 attn(norm1(x) (1 + c1) + h1);         x += g2 mlp(norm2(x) (1
-//   + c2) + h2)
-//                             (h1, c1, g1, h2, c2, g2) = Linear(silu(c)), starting at zero (DiT,
-//                             arXiv 2212.09748, section 3.2)
+//   conditioning none:        x += attn(norm1(x))
+//                             x += mlp(norm2(x))
+//   conditioning adaln_zero:  x += g1 attn(norm1(x) (1 + c1) + h1)
+//                             x += g2 mlp(norm2(x) (1 + c2) + h2)
+//                             (h1, c1, g1, h2, c2, g2) = Linear(silu(c)), starting at zero
+//                             (DiT, arXiv 2212.09748, section 3.2)
 //
 // x [B,N,C] is the residual stream, at least float32; the outputs of norms are cast to the compute
 // dtype of the pass. The trunk owns positions: additive ones are added to the grid tokens here,

@@ -63,7 +63,8 @@ TEST_F(Cuda, GatedNormAndItsGradients) {
                                       normal({3, 120}, 3)};
   const auto run = [&](torch::Device device, torch::ScalarType dtype) {
     std::vector<Tensor> in;
-    for (const Tensor& leaf : leaves) in.push_back(leaf.to(device, dtype).requires_grad_());
+    for (const Tensor& leaf : leaves)
+      in.push_back(leaf.to(device, dtype).detach().requires_grad_());
     const auto m = in[2].chunk(3, 1);
     const GatedNorm out = gated_norm(in[0], in[1], m[0], m[1], m[2], 1e-6);
     (out.y.square().sum() + out.h.sum()).backward();

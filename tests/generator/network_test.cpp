@@ -169,17 +169,6 @@ TEST(DiffusionTransformer, TakesFloat32AndBfloat16) {
   EXPECT_LE(error(f64, f32), 2e-6 * f64.abs().max().item<double>());
 }
 
-TEST(DiffusionTransformer, OverlappingPatches) {
-  NetworkConfig config = small();
-  config.patch_overlap = 1;
-  const Net net(config);
-  const Tensor x = normal({3, 2, 4, 6}, 0);
-  EXPECT_EQ(net(x, kT, kS, kLabels).sizes(), x.sizes());
-  EXPECT_EQ(net.net->named_parameters()["final_layer.linear.weight"].size(0), 2 * 4 * 4);
-  config.patch_overlap = 3;
-  EXPECT_THROW(DiffusionTransformer(config, {2, 4, 6}), Error);
-}
-
 TEST(DiffusionTransformer, UnitEmbeddingsStartAtUnitScale) {
   NetworkConfig config = small();
   config.num_classes = 2000;

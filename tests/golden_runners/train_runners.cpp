@@ -75,7 +75,7 @@ void run_constant(const GoldenFile& file, const std::string& name, Report& repor
       const torch::NoGradGuard no_grad;
       module->p.copy_(course[i]);
     }
-    ema.update(i, torch::zeros({}, course.options().dtype(torch::kFloat)));
+    ema.update(i, torch::zeros({}, course.options()));
     averages.push_back(ema.state().front().second.detach().clone());
   }
   report.relative(name, torch::stack(averages), file.get(name), 1e-12);

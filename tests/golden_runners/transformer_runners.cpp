@@ -64,7 +64,7 @@ void check_embeddings(const GoldenFile& file, const Variant& v, Report& report) 
                     file.get("patches_plus_pos"), 1e-12);
     const Grid grid = patch_grid(x.size(2), x.size(3), v.config.patch_size);
     report.relative("patches_plus_pos, computed positions",
-                    tokens + sincos_positions(grid, v.config.trunk.hidden_size, 2),
+                    tokens + sincos_positions(grid, v.config.trunk.hidden_size, 2).to(device()),
                     file.get("patches_plus_pos"), kFixedPositions);
   }
 }

@@ -39,27 +39,6 @@ TEST(Unpatchify, ChannelFastest) {
   }
 }
 
-TEST(Unpatchify, OverlappingPatchesAddUp) {
-  const int64_t p = 2;
-  const int64_t o = 1;
-  const int64_t k = p + 2 * o;
-  const Grid grid = patch_grid(4, 6, p);
-  const Tensor tokens = normal({2, grid.size(), k * k * 3}, 0);
-  Tensor expected = torch::zeros({2, 3, 4, 6}, torch::kDouble);
-  for (int64_t n = 0; n < grid.size(); ++n) {
-    for (int64_t i = 0; i < k * k; ++i) {
-      const int64_t y = n / grid.width * p - o + i / k;
-      const int64_t x = n % grid.width * p - o + i % k;
-      if (y < 0 || y >= 4 || x < 0 || x >= 6) continue;  // beyond the image
-      for (int64_t c = 0; c < 3; ++c) {
-        expected.select(3, x).select(2, y).select(1, c).add_(
-            tokens.select(1, n).select(1, i * 3 + c));
-      }
-    }
-  }
-  EXPECT_LE((unpatchify(tokens, grid, p, 3, o) - expected).abs().max().item<double>(), 1e-14);
-}
-
 TEST(Patchify, EdgesAndErrors) {
   EXPECT_EQ(patch_grid(8, 4, 2), (Grid{1, 4, 2}));
   EXPECT_THROW(patch_grid(7, 4, 2), Error);

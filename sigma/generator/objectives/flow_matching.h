@@ -1,8 +1,9 @@
 // Flow matching (arXiv 2210.02747; SiT, arXiv 2401.08740): the network learns the preconditioner's
 // target, the velocity for euler_fm.
 //
-//   loss = mean |G(c_in x_t, t, t) - target(x, eps, t)|^2;  t uniform in (t_min, t_max) or
-//   logit-normal jump = one Euler (DDIM) step with G at (x_t, t)
+//   loss = mean |G(c_in x_t, t, t) - target(x, eps, t)|^2
+//   t uniform in (t_min, t_max), or logit-normal
+//   jump = one Euler (DDIM) step with G at (x_t, t)
 //
 // Costs one forward and one backward. Not supported: weighted losses, learned variance.
 #pragma once

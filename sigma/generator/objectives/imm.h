@@ -1,17 +1,18 @@
 // Inductive moment matching (arXiv 2503.07565): one stage, one to a few steps.
 //
-//   x_t = interpolate(x, eps, t), x_r = interpolate(x, eps, r)   one (x, eps) for both; times are
-//   shared by M samples y = f_{s,t}(x_t)   with the student's labels z = f_{s,r}(x_r)   with the
-//   current weights under no_grad, labels undropped loss = mean_g w(t_g) grouped_mmd(y, z,
-//   kappa_g),   kappa = kernel_scale / (|c_out(s,t)| D)   (rbf: half of it) w(t) = (c/2) s_t
-//   a_t^(a-1) / ((s_t^2 + e^-b a_t^2) n)   (eq. 13, written so that it is finite at t = 0) t =
-//   t_min + v1^p (T - t_min), s = t_min + v2 (t - t_min)   v uniform, p = time_power (1 in the
-//   paper) r = max(s, eta^-1(eta(t) - (eta(T) - eta(t_min)) / 2^k))   at least min_tr_gap below t
+//   x_t = interpolate(x, eps, t), x_r = interpolate(x, eps, r)    one (x, eps) for both
+//   y = f_{s,t}(x_t)    with the student's labels
+//   z = f_{s,r}(x_r)    with the current weights under no_grad, labels undropped
+//   loss = mean_g w(t_g) grouped_mmd(y, z, kappa_g)    times are shared by groups of M samples
+//   kappa = kernel_scale / (|c_out(s,t)| D)    (rbf: half of it)
+//   w(t) = (c/2) s_t a_t^(a-1) / ((s_t^2 + e^-b a_t^2) n)    eq. 13, so written finite at t = 0
+//   t = t_min + v1^p (T - t_min), s = t_min + v2 (t - t_min)    v uniform, p = time_power
+//   r = max(s, eta^-1(eta(t) - (eta(T) - eta(t_min)) / 2^k))    at least min_tr_gap below t
 //
 // The target is the current network, not an average of its past (section 4.1; an EMA target loses
-// in our tests too). D is the number of elements of a sample. k may grow over the first part of a
-// training (k_start, k_ramp; ours): large steps of induction first, small ones once the network
-// follows. Costs two forwards and one backward.
+// in our tests too). D is the number of elements of a sample. Ours: time_power below 1 favours
+// noise (1 in the paper), and k may grow over the first part of a training (k_start, k_ramp): large
+// steps of induction first, small ones once the network follows. Costs two forwards, one backward.
 #pragma once
 
 #include "sigma/generator/objective.h"

@@ -1,8 +1,8 @@
 // The elementwise part of an adaLN block on the CPU, float32, in one pass over memory each way.
 // Torch-free.
 //
-//   h = x + gate a   (h = x without a);   y = LN(h) (1 + scale) + shift,   LN(h) = (h - mean) /
-//   sqrt(var + eps) over C
+//   h = x + gate a   (h = x without a)
+//   y = LN(h) (1 + scale) + shift,   LN(h) = (h - mean) / sqrt(var + eps) over C
 //
 // x, a, h, y [B,N,C] contiguous; gate, shift, scale [B,C] with rows `stride` apart; stats [B,N,2] =
 // (mean, 1/sqrt(var + eps)). Each call does the samples [first, last).
