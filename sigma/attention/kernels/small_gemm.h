@@ -1,0 +1,113 @@
+// Small products of gathered rows, float32, and an exponential that vectorises. Inlined into the
+// kernels that SIGMA_MULTIVERSION compiles once an instruction set. Torch-free.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <type_traits>
+
+#pragma STDC FP_CONTRACT ON
+// Vectors are passed between inlined functions only: no call has an ABI.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+namespace sigma::kernels {
+
+constexpr int64_t kLanes = 16;  // columns of a register tile: every width is a multiple
+constexpr int kTile = 6;        // rows of a register tile
+
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
+
+#define SIGMA_INLINE inline __attribute__((always_inline))
+
+/// exp(x) to about 1 ulp; 0 below -87.
+SIGMA_INLINE float exp_float(float x) {
+  const float bounded = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  // x = n log 2 + r, |r| <= log(2) / 2; adding 1.5 * 2^23 rounds to a whole number.
+  const float shifted = bounded * 1.44269504f + 12582912.0f;
+  const float n = shifted - 12582912.0f;
+  const float r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const int32_t power = (std::bit_cast<int32_t>(shifted) - 0x4B400000 + 127) << 23;
+  return x < -87.0f ? 0.0f : p * std::bit_cast<float>(power);
+}
+
+SIGMA_INLINE Lanes load_lanes(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
+SIGMA_INLINE void store_lanes(float* p, Lanes x) { *reinterpret_cast<Lanes*>(p) = x; }
+
+// kRows x kLanes of sum_k A[r][k] B[k][.], kept in registers over the sum.
+template <int kRows, typename A, typename B, typename Store>
+SIGMA_INLINE void gemm_tile(int64_t depth, A left, B right, Store store) {
+  Lanes sum[kRows] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    const Lanes b = load_lanes(right(k));
+    for (int r = 0; r < kRows; ++r) sum[r] += left(r, k) * b;
+  }
+  for (int r = 0; r < kRows; ++r) store(r, sum[r]);
+}
+
+// Tiles of kTile rows, then the rest.
+template <typename Make>
+SIGMA_INLINE void for_row_tiles(int64_t rows, Make tile) {
+  int64_t r = 0;
+  for (; r + kTile <= rows; r += kTile) tile(r, std::integral_constant<int, kTile>());
+  for (; r + 2 <= rows; r += 2) tile(r, std::integral_constant<int, 2>());
+  if (r < rows) tile(r, std::integral_constant<int, 1>());
+}
+
+/// C[r] = A[r] B: A rows given by pointers, B [depth, width], C [rows, stride].
+SIGMA_INLINE void gemm_nn(int64_t rows, const float* const* A, int64_t depth, const float* B,
+                          int64_t width, float* C, int64_t stride) {
+  for (int64_t c = 0; c < width; c += kLanes) {
+    for_row_tiles(rows, [&](int64_t first, auto size) __attribute__((always_inline)) {
+      const float* const* a = A + first;
+      gemm_tile<size()>(
+          depth, [&](int r, int64_t k) __attribute__((always_inline)) { return a[r][k]; },
+          [&](int64_t k) __attribute__((always_inline)) { return B + k * width + c; },
+          [&](int r, Lanes x)
+              __attribute__((always_inline)) { store_lanes(C + (first + r) * stride + c, x); });
+    });
+  }
+}
+
+/// C[r] += A[r] B: A and C rows given by pointers, B [depth, width].
+SIGMA_INLINE void gemm_nn_add(int64_t rows, const float* const* A, int64_t depth, const float* B,
+                              int64_t width, float* const* C) {
+  for (int64_t c = 0; c < width; c += kLanes) {
+    for_row_tiles(rows, [&](int64_t first, auto size) __attribute__((always_inline)) {
+      const float* const* a = A + first;
+      gemm_tile<size()>(
+          depth, [&](int r, int64_t k) __attribute__((always_inline)) { return a[r][k]; },
+          [&](int64_t k) __attribute__((always_inline)) { return B + k * width + c; },
+          [&](int r, Lanes x) __attribute__((always_inline)) {
+            float* to = C[first + r] + c;
+            store_lanes(to, load_lanes(to) + x);
+          });
+    });
+  }
+}
+
+/// C[j] += sum_r A[r][j] B[r]: A [depth, stride], B rows given by pointers, C [rows, width].
+SIGMA_INLINE void gemm_tn_add(int64_t rows, int64_t depth, const float* A, int64_t stride,
+                              const float* const* B, int64_t width, float* C) {
+  for (int64_t c = 0; c < width; c += kLanes) {
+    for_row_tiles(rows, [&](int64_t first, auto size) __attribute__((always_inline)) {
+      gemm_tile<size()>(
+          depth,
+          [&](int r, int64_t k)
+              __attribute__((always_inline)) { return A[k * stride + first + r]; },
+          [&](int64_t k) __attribute__((always_inline)) { return B[k] + c; },
+          [&](int r, Lanes x) __attribute__((always_inline)) {
+            float* to = C + (first + r) * width + c;
+            store_lanes(to, load_lanes(to) + x);
+          });
+    });
+  }
+}
+
+}  // namespace sigma::kernels
