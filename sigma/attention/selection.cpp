@@ -66,25 +66,24 @@ class Row {
   // What diversity may pick: not taken, and with a direction.
   bool open(int32_t j) const { return !taken_[static_cast<size_t>(j)] && dot(j, j) > 0; }
 
-  void dart(std::vector<int32_t> pool) {
-    // pool is in the order of scores, and stays so.
-    std::vector<int32_t> best = pool;
-    if (config_.pivot == "key_norm") {
-      const auto norm = [&](int32_t j) {
-        double sum = 0;
-        for (int64_t d = 0; d < D_; ++d) sum += std::abs(static_cast<double>(keys_[j * D_ + d]));
-        return sum;
-      };
-      std::stable_sort(best.begin(), best.end(),
-                       [&](int32_t a, int32_t b) { return norm(a) > norm(b); });
-    }
+  void dart(const std::vector<int32_t>& pool) {
+    const bool by_norm = config_.pivot == "key_norm";
+    const auto norm = [&](int32_t j) {
+      double sum = 0;
+      for (int64_t d = 0; d < D_; ++d) sum += std::abs(static_cast<double>(keys_[j * D_ + d]));
+      return sum;
+    };
+    const auto better = [&](int32_t a, int32_t b) {
+      return by_norm ? norm(a) > norm(b) : before(a, b);
+    };
+    std::vector<int32_t> best = pool;  // pool stays in the order of scores
+    std::stable_sort(best.begin(), best.end(), better);
     int64_t more = config_.num_pivots;
     for (const int32_t j : best) {
       if (more > 0 && open(j) && take(j)) --more;
     }
     std::vector<int32_t> pivots = chosen_;
-    std::stable_sort(pivots.begin(), pivots.end(),
-                     [&](int32_t a, int32_t b) { return before(a, b); });
+    std::stable_sort(pivots.begin(), pivots.end(), better);
     const auto P = static_cast<int64_t>(pivots.size());
     const int64_t rest = n_ - P;
     for (int64_t i = 0; i < P; ++i) {

@@ -39,9 +39,11 @@ const std::map<std::string, Entry>& registry() {
       {"rope_", run_rope},
       {"dense_", run_dense},
       {"mta_", "attention multi_token"},
-      {"nsa_", "attention sparse"},
+      {"nsa_", run_sparse},
       {"vsa_", "attention sparse (preset vsa)"},
-      {"select_", "selection"},
+      {"vsa_lists_", run_sparse},
+      {"vsa_tile_order", run_tile_order},
+      {"select_", run_selection},
       // experts
       {"diffmoe", "moe expert choice over the batch"},
       {"ditmoe", run_moe},
