@@ -1,10 +1,11 @@
-// The kinds of attention, chosen by configuration. There is one: dense (sigma/attention/dense.h).
+// The kinds of attention, chosen by configuration: dense (dense.h), sparse (sparse.h).
 // `layers` selects the blocks that use the kind; the others are dense.
 #pragma once
 
 #include <memory>
 #include <string>
 
+#include "sigma/attention/sparse.h"
 #include "sigma/base/config.h"
 #include "sigma/nn/attention.h"
 
@@ -14,10 +15,11 @@ struct AttentionConfig {
   std::string kind = "dense";
   TextOrList layers = "all";
   bool qk_norm = false;
+  SparseConfig sparse;
   void visit(ConfigVisitor& v);
 };
 
 std::shared_ptr<Attention> make_attention(const AttentionConfig& config, int64_t dim,
-                                          int64_t num_heads);
+                                          int64_t num_heads, const Grid& grid);
 
 }  // namespace sigma

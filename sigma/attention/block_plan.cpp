@@ -65,9 +65,9 @@ Tensor window_lists(const BlockGeometry& geometry, int64_t window) {
   SIGMA_CHECK(kUsage, geometry.grid.axes() == 1,
               "window: expected a sequence, got a grid of {} axes", geometry.grid.axes());
   SIGMA_CHECK(kUsage, window >= 1, "window: expected at least 1 token, got {}", window);
-  const Tensor own = geometry.block_of;
-  const Tensor first =
-      geometry.block_of.index({(torch::arange(geometry.tokens()) - (window - 1)).clamp_min(0)});
+  const Tensor own = torch::arange(geometry.grid_blocks);
+  const Tensor first = geometry.block_of.index(
+      {(geometry.start.slice(0, 0, geometry.grid_blocks) - (window - 1)).clamp_min(0)});
   const int64_t n = parts(window - 1, geometry.block.width) + 1;
   const Tensor list = first.unsqueeze(1) + torch::arange(n);
   return list.masked_fill(list > own.unsqueeze(1), -1).to(torch::kInt);

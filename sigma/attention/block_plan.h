@@ -44,8 +44,8 @@ struct BlockGeometry {
 /// Errors: kUsage (a side below 1, a masked layout).
 BlockGeometry block_geometry(const TokenLayout& layout, const Extent& block);
 
-/// The blocks of a causal window of `window` tokens, own token included, for every packed row of a
-/// 1-D geometry: int32 [N, n].
+/// The blocks that causal windows of `window` tokens (own token included) of the tokens of a cube
+/// touch, for every cube of a 1-D geometry: int32 [grid_blocks, n].
 torch::Tensor window_lists(const BlockGeometry& geometry, int64_t window);
 
 /// All blocks, for `rows` rows: int32 [rows, blocks].

@@ -6,20 +6,20 @@ namespace sigma {
 
 using torch::Tensor;
 
-Linear::Linear(int64_t in, int64_t out, bool bias, Init weight)
+Linear::Linear(int64_t in, int64_t out, bool bias, Init weight, Init bias_init)
     : weight_(parameter("weight", {out, in}, weight)),
-      bias_(bias ? parameter("bias", {out}, Init::zero()) : Tensor()) {}
+      bias_(bias ? parameter("bias", {out}, bias_init) : Tensor()) {}
 
 Tensor Linear::forward(const Tensor& x) const {
   const auto dtype = x.scalar_type();
   return torch::linear(x, weight_.to(dtype), bias_.defined() ? bias_.to(dtype) : bias_);
 }
 
-LayerNorm::LayerNorm(int64_t dim, bool affine, double eps)
+LayerNorm::LayerNorm(int64_t dim, double eps)
     : dim_(dim),
       eps_(eps),
-      weight_(affine ? parameter("weight", {dim}, Init::one()) : Tensor()),
-      bias_(affine ? parameter("bias", {dim}, Init::zero()) : Tensor()) {}
+      weight_(parameter("weight", {dim}, Init::one())),
+      bias_(parameter("bias", {dim}, Init::zero())) {}
 
 Tensor LayerNorm::forward(const Tensor& x) const {
   return torch::layer_norm(at_least_float(x), {dim_}, weight_, bias_, eps_);

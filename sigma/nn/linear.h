@@ -10,7 +10,8 @@ namespace sigma {
 /// y = x W^T + b, W [out, in]. The float32 weights are cast to x's dtype (bfloat16 on a GPU).
 class Linear : public Module {
  public:
-  Linear(int64_t in, int64_t out, bool bias = true, Init weight = Init::xavier());
+  Linear(int64_t in, int64_t out, bool bias = true, Init weight = Init::xavier(),
+         Init bias_init = Init::zero());
   torch::Tensor forward(const torch::Tensor& x) const;
   int64_t in_features() const { return weight_.size(1); }
   int64_t out_features() const { return weight_.size(0); }
@@ -22,11 +23,11 @@ class Linear : public Module {
   torch::Tensor bias_;
 };
 
-/// (x - mean) / sqrt(var + eps) over the last axis, times weight plus bias if affine. Computed and
-/// returned in at least float32.
+/// (x - mean) / sqrt(var + eps) over the last axis, times weight plus bias. Computed and returned in
+/// at least float32.
 class LayerNorm : public Module {
  public:
-  LayerNorm(int64_t dim, bool affine, double eps = 1e-6);
+  explicit LayerNorm(int64_t dim, double eps = 1e-6);
   torch::Tensor forward(const torch::Tensor& x) const;
 
  private:

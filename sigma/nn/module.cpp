@@ -12,12 +12,8 @@ namespace sigma {
 namespace {
 
 void fill(torch::Tensor parameter, const Init& init, uint64_t seed, const std::string& name) {
-  if (init.kind == Init::Kind::kZero) {
-    parameter.zero_();
-    return;
-  }
-  if (init.kind == Init::Kind::kOne) {
-    parameter.fill_(1);
+  if (init.kind == Init::Kind::kConstant) {
+    parameter.fill_(init.scale);
     return;
   }
   // Drawn on the CPU in float32, then copied: the same weights on every device.

@@ -17,12 +17,13 @@ namespace sigma {
 
 /// How a parameter starts.
 struct Init {
-  enum class Kind { kZero, kOne, kNormal, kUniform, kXavier };
-  Kind kind = Kind::kZero;
-  double scale = 0;  // standard deviation (kNormal), half width (kUniform)
+  enum class Kind { kConstant, kNormal, kUniform, kXavier };
+  Kind kind = Kind::kConstant;
+  double scale = 0;  // value, standard deviation, half width
 
-  static Init zero() { return {Kind::kZero, 0}; }
-  static Init one() { return {Kind::kOne, 0}; }
+  static Init constant(double value) { return {Kind::kConstant, value}; }
+  static Init zero() { return constant(0); }
+  static Init one() { return constant(1); }
   static Init normal(double std) { return {Kind::kNormal, std}; }
   static Init uniform(double half_width) { return {Kind::kUniform, half_width}; }
   /// Uniform in +-sqrt(6 / (rows + columns)) of a matrix [rows, columns...] (Glorot and Bengio

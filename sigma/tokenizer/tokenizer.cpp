@@ -66,7 +66,7 @@ Tokenizer::Tokenizer(const TokenizerConfig& config, const std::vector<int64_t>& 
   queries_ = encoder->register_module("latent", std::make_shared<Tokens>("queries", L, C))->value;
   encoder_trunk_ = encoder->register_module(
       "trunk", std::make_shared<Trunk>(config.encoder.trunk, layout_.grid, Conditioning::kNone));
-  encoder_norm_ = encoder->register_module("norm", std::make_shared<LayerNorm>(C, /*affine=*/true));
+  encoder_norm_ = encoder->register_module("norm", std::make_shared<LayerNorm>(C));
   down_ = child<Linear>("down", C, Z);
   up_ = child<Linear>("up", Z, Cd);
   auto decoder = child<Module>("decoder");
@@ -75,8 +75,7 @@ Tokenizer::Tokenizer(const TokenizerConfig& config, const std::vector<int64_t>& 
       decoder->register_module("latent", std::make_shared<Tokens>("positions", L, Cd))->value;
   decoder_trunk_ = decoder->register_module(
       "trunk", std::make_shared<Trunk>(config.decoder.trunk, layout_.grid, Conditioning::kNone));
-  decoder_norm_ =
-      decoder->register_module("norm", std::make_shared<LayerNorm>(Cd, /*affine=*/true));
+  decoder_norm_ = decoder->register_module("norm", std::make_shared<LayerNorm>(Cd));
   head_ = decoder->register_module("head", std::make_shared<Linear>(Cd, patch_width));
   auto norm = child<Module>("latent_norm");
   latent_mean_ = norm->register_buffer("mean", torch::zeros({Z}, torch::kDouble));

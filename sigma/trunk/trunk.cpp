@@ -30,8 +30,8 @@ std::shared_ptr<Mlp> make_mlp(const TrunkConfig& config, bool chosen_layer) {
 Block::Block(int64_t dim, std::shared_ptr<Attention> attention, std::shared_ptr<Mlp> mlp,
              Conditioning conditioning) {
   if (conditioning == Conditioning::kNone) {
-    norm1_ = child<LayerNorm>("norm1", dim, /*affine=*/true, kNormEps);
-    norm2_ = child<LayerNorm>("norm2", dim, /*affine=*/true, kNormEps);
+    norm1_ = child<LayerNorm>("norm1", dim, kNormEps);
+    norm2_ = child<LayerNorm>("norm2", dim, kNormEps);
   }
   attn_ = register_module("attn", std::move(attention));
   mlp_ = register_module("mlp", std::move(mlp));
@@ -90,8 +90,8 @@ Trunk::Trunk(const TrunkConfig& config, const Grid& grid, Conditioning condition
   auto blocks = child<Module>("blocks");
   for (int64_t i = 0; i < config.depth; ++i) {
     const auto layer = static_cast<size_t>(i);
-    auto attention =
-        make_attention(attention_layers[layer] ? config.attention : dense, dim, config.num_heads);
+    auto attention = make_attention(attention_layers[layer] ? config.attention : dense, dim,
+                                    config.num_heads, grid);
     auto block =
         std::make_shared<Block>(dim, attention, make_mlp(config, mlp_layers[layer]), conditioning);
     blocks_.push_back(blocks->register_module(std::to_string(i), block));

@@ -190,8 +190,9 @@ TEST(BlockSparse, WindowListsAreAWindow) {
   BlockSparseInput in{.q = normal({1, 2, N, 8}, 1),
                       .k = normal({1, 1, N, 8}, 2),
                       .v = normal({1, 1, N, 8}, 3),
-                      .index = window_lists(geometry, w).expand({1, 1, N, -1}),
+                      .index = window_lists(geometry, w).expand({1, 1, geometry.blocks, -1}),
                       .kv_start = geometry.start,
+                      .q_start = geometry.start,
                       .rank_q = geometry.rank,
                       .rank_k = geometry.rank,
                       .window = w};

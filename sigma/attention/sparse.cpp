@@ -1,0 +1,362 @@
+#include "sigma/attention/sparse.h"
+
+#include <torch/types.h>
+
+#include <cmath>
+#include <limits>
+
+#include "sigma/attention/block_sparse.h"
+#include "sigma/base/error.h"
+
+namespace sigma {
+namespace {
+
+using torch::Tensor;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int64_t kStrip = 128;       // queries whose scores are in memory at once
+constexpr int64_t kWindowBlock = 64;  // compressed keys of a block
+
+Extent block_of(const std::vector<int64_t>& sides, int axes) {
+  static const std::vector<std::vector<int64_t>> kDefault = {{64}, {8, 8}, {4, 4, 4}};
+  const auto& s = sides.empty() ? kDefault[static_cast<size_t>(axes - 1)] : sides;
+  SIGMA_CHECK(kUsage, std::cmp_equal(s.size(), axes),
+              "attention.block: expected {} sides, one an axis of the grid, got {}", axes,
+              s.size());
+  Extent block{.frames = 1, .height = 1, .width = s.back()};
+  if (axes >= 2) block.height = s[s.size() - 2];
+  if (axes == 3) block.frames = s[0];
+  return block;
+}
+
+// Tokens of the windows of a sequence of N: complete ones if causal, else as many as cover it.
+Tensor sequence_windows(int64_t N, int64_t size, int64_t stride, bool causal) {
+  const int64_t over = N - size;
+  int64_t count = causal ? (over >= 0 ? over / stride + 1 : 0)
+                         : 1 + (std::max<int64_t>(over, 0) + stride - 1) / stride;
+  const Tensor tokens = (torch::arange(count) * stride).unsqueeze(1) + torch::arange(size);
+  return tokens.masked_fill(tokens >= N, -1);
+}
+
+// The windows of cubes are the cubes.
+Tensor cube_windows(const BlockGeometry& geometry) {
+  const Tensor start = geometry.start.slice(0, 0, geometry.grid_blocks).unsqueeze(1);
+  const Tensor count = geometry.start.diff().slice(0, 0, geometry.grid_blocks).unsqueeze(1);
+  const Tensor slot = torch::arange(geometry.block.size());
+  return (start + slot).masked_fill(slot >= count, -1);
+}
+
+// The tokens of x [B,G,Ng,D], grid tokens in packed order, window by window.
+struct Windows {
+  Tensor slots;  // [B,G,windows,size,D]
+  Tensor known;  // [windows,size,1]: 0 where a window has no token
+  Windows(const Tensor& x, const Tensor& tokens_on_cpu) {
+    const Tensor tokens = tokens_on_cpu.to(x.device());
+    slots = x.index_select(2, tokens.clamp_min(0).flatten())
+                .unflatten(2, {tokens.size(0), tokens.size(1)});
+    known = (tokens >= 0).unsqueeze(-1).to(x.scalar_type());
+  }
+  Tensor mean() const { return (slots * known).sum(3) / known.sum(1); }
+};
+
+Tensor starts(int64_t N, int64_t size) {
+  return torch::cat({torch::arange(0, N, size), torch::tensor({N})});
+}
+
+// [B,N,heads*D] -> [B,heads,N,D]
+Tensor heads_of(const Tensor& x, int64_t heads) {
+  return x.unflatten(-1, {heads, x.size(-1) / heads}).transpose(1, 2);
+}
+
+RopeTable rows_of(const RopeTable& table, const Tensor& order) {
+  return {table.cos.index_select(0, order.to(table.cos.device())),
+          table.sin.index_select(0, order.to(table.sin.device()))};
+}
+
+// Coordinates of the windows' centres, an axis a column.
+Tensor centres(const Tensor& window_tokens, const BlockGeometry& geometry, int64_t before) {
+  const Grid& grid = geometry.grid;
+  const Tensor there = window_tokens >= 0;
+  const Tensor raster = geometry.order.index({window_tokens.clamp_min(0)}) - before;
+  const Tensor f = torch::div(raster, grid.height * grid.width, "floor");
+  const Tensor y = torch::div(raster, grid.width, "floor") % grid.height;
+  const Tensor x = raster % grid.width;
+  std::vector<Tensor> columns;
+  if (grid.axes() == 3) columns.push_back(f);
+  if (grid.axes() >= 2) columns.push_back(y);
+  columns.push_back(x);
+  const Tensor points = torch::stack(columns, -1).to(torch::kDouble) * there.unsqueeze(-1);
+  return points.sum(1) / there.sum(1, /*keepdim=*/true);
+}
+
+}  // namespace
+
+void SparseConfig::visit(ConfigVisitor& v) {
+  v.field("block", block, in(1, 1024),
+          "sides of a block on the grid's axes (frames, rows, columns); [] = 64 | 8, 8 | 4, 4, 4");
+  v.field("compress_size", compress_size, in(0, 1024),
+          "tokens of a compressed window of a sequence; 0 = the block's");
+  v.field("compress_stride", compress_stride, in(0, 1024),
+          "tokens between windows of a sequence; 0 = compress_size");
+  v.choice("compress", compress, {"mean", "mlp"}, "a window's key and value: mean, or mean + mlp");
+  v.field("compress_hidden", compress_hidden, in(0, 8192), "width of the mlp; 0 = 2 head_dim");
+  v.field("window", window, in(0, 65536),
+          "causal sequences: tokens of the window branch; 0 = none");
+  v.field("num_kv_heads", num_kv_heads, in(0, 128), "key/value heads; 0 = num_heads");
+  v.field("separate_kv", separate_kv, "keys and values of its own for each branch");
+  selection.visit(v);
+}
+
+SparseAttention::SparseAttention(const SparseConfig& config, int64_t dim, int64_t num_heads,
+                                 bool qk_norm, const Grid& grid)
+    : config_(config),
+      num_heads_(num_heads),
+      kv_heads_(config.num_kv_heads > 0 ? config.num_kv_heads : num_heads),
+      head_dim_(dim / num_heads),
+      branches_(config.window > 0 ? 3 : 2),
+      block_(block_of(config.block, grid.axes())) {
+  SIGMA_CHECK(kUsage, num_heads >= 1 && dim % num_heads == 0,
+              "num_heads: expected a divisor of hidden_size = {}, got {}", dim, num_heads);
+  SIGMA_CHECK(kUsage, num_heads % kv_heads_ == 0,
+              "num_kv_heads: expected a divisor of num_heads = {}, got {}", num_heads, kv_heads_);
+  const bool sequence = grid.axes() == 1;
+  size_ = sequence && config.compress_size > 0 ? config.compress_size : block_.size();
+  stride_ = sequence && config.compress_stride > 0 ? config.compress_stride : size_;
+  SIGMA_CHECK(kUsage, sequence || (config.compress_size == 0 && config.compress_stride == 0),
+              "compress_size, compress_stride: expected 0 on a grid of {} axes, got {}, {}",
+              grid.axes(), config.compress_size, config.compress_stride);
+  SIGMA_CHECK(
+      kUsage, size_ % stride_ == 0 && block_.size() % stride_ == 0 && size_ <= block_.size(),
+      "compress: expected a compress_stride that divides compress_size and the block, and a "
+      "compress_size of at most the block's; got {}, {}, {}",
+      stride_, size_, block_.size());
+  const int64_t kv_sets = config.separate_kv ? branches_ : 1;
+  q_ = child<Linear>("q", dim, dim);
+  kv_ = child<Linear>("kv", dim, 2 * kv_sets * kv_heads_ * head_dim_);
+  proj_ = child<Linear>("proj", dim, dim);
+  gate_ = child<Linear>("gate", dim, num_heads * branches_, /*bias=*/true, Init::zero(),
+                        Init::constant(-std::log(static_cast<double>(branches_ - 1))));
+  if (qk_norm) {
+    q_norm_ = child<RmsNorm>("q_norm", head_dim_);
+    k_norm_ = child<RmsNorm>("k_norm", head_dim_);
+  }
+  if (config.compress == "mlp") {
+    compress_k_ = compressor("compress_k");
+    compress_v_ = compressor("compress_v");
+  }
+}
+
+SparseAttention::Compressor SparseAttention::compressor(const std::string& name) {
+  const int64_t hidden = config_.compress_hidden > 0 ? config_.compress_hidden : 2 * head_dim_;
+  struct Mlp : Module {
+    Mlp(int64_t size, int64_t D, int64_t hidden)
+        : pe(parameter("pe", {size, D}, Init::zero())),
+          in(child<Linear>("fc1", size * D, hidden)),
+          out(register_module("fc2", std::make_shared<Linear>(hidden, D, true, Init::zero()))) {}
+    Tensor pe;
+    std::shared_ptr<Linear> in, out;
+  };
+  const auto mlp = child<Mlp>(name, size_, head_dim_, hidden);
+  return {.pe = mlp->named_parameters()["pe"], .in = mlp->in, .out = mlp->out};
+}
+
+const SparseAttention::Plan& SparseAttention::plan_for(const TokenLayout& layout) {
+  const bool same = plan_ && plan_->layout.grid == layout.grid &&
+                    plan_->layout.before == layout.before && plan_->layout.after == layout.after &&
+                    plan_->layout.pattern == layout.pattern;
+  if (same) return *plan_;
+  SIGMA_CHECK(kUsage, layout.pattern != Pattern::kCausalAfter,
+              "sparse attention: expected pattern full or causal, got causal_after");
+  const bool causal = layout.pattern == Pattern::kCausal;
+  const bool sequence = layout.grid.axes() == 1;
+  SIGMA_CHECK(kUsage, !causal || sequence,
+              "sparse attention: a causal pattern expects a sequence, got a grid of {} axes",
+              layout.grid.axes());
+  SIGMA_CHECK(kUsage, config_.window == 0 || causal, "window = {}: expected a causal sequence",
+              config_.window);
+  auto plan = std::make_unique<Plan>();
+  plan->layout = layout;
+  plan->causal = causal;
+  plan->geometry = block_geometry(layout, block_);
+  plan->window_tokens = sequence ? sequence_windows(layout.grid.size(), size_, stride_, causal)
+                                 : cube_windows(plan->geometry);
+  plan->window_rank = layout.before + std::get<0>(plan->window_tokens.max(1));
+  plan->tile_start = plan->geometry.start.slice(0, 0, plan->geometry.grid_blocks + 1);
+  plan_ = std::move(plan);
+  return *plan_;
+}
+
+Tensor SparseAttention::compressed(const Tensor& x, const Plan& plan, const Compressor& mlp) const {
+  const Windows windows(x, plan.window_tokens);
+  if (!mlp.in) return windows.mean();
+  const Tensor vec = ((windows.slots + mlp.pe.to(x.scalar_type())) * windows.known).flatten(3);
+  return windows.mean() + mlp.out->forward(torch::gelu(mlp.in->forward(vec)));
+}
+
+// The lists of all grid rows, a strip of queries at a time.
+Tensor SparseAttention::choose(const Tensor& q, const Tensor& ck, const Tensor& raw,
+                               const Plan& plan) const {
+  const torch::NoGradGuard no_grad;
+  const BlockGeometry& geometry = plan.geometry;
+  const int64_t Ng = geometry.grid.size();
+  const int64_t M = num_heads_ / kv_heads_;
+  const double scale = 1 / std::sqrt(static_cast<double>(head_dim_));
+  const Tensor compressed = ck.detach().repeat_interleave(M, 1).transpose(-1, -2);
+  const bool diverse = config_.selection.strategy != "top_n";
+  const Tensor means = diverse ? Windows(raw, cube_windows(geometry)).mean() : Tensor();
+  const int64_t* start = geometry.start.data_ptr<int64_t>();
+  std::vector<Tensor> lists;
+  for (int64_t tile = 0; tile < geometry.grid_blocks;) {
+    const int64_t first_tile = tile;
+    const int64_t first = start[tile];
+    do ++tile;
+    while (tile < geometry.grid_blocks && start[tile + 1] - first <= kStrip);
+    const int64_t last = start[tile];
+    Tensor scores =
+        torch::matmul(q.detach().slice(2, first, last), compressed).to(torch::kFloat) * scale;
+    if (plan.causal) {
+      const Tensor hidden =
+          plan.window_rank.unsqueeze(0) > geometry.rank.slice(0, first, last).unsqueeze(1);
+      scores = scores.masked_fill(hidden.to(scores.device()), -kInfinity);
+    }
+    Tensor p = torch::softmax(scores, -1).nan_to_num(0);  // a row that sees no window
+    p = p.unflatten(1, {kv_heads_, M}).sum(2);
+    if (geometry.grid.axes() == 1) p = block_scores(p, Ng, size_, stride_, block_.size());
+    if (plan.causal) {
+      lists.push_back(
+          select_blocks(config_.selection, geometry, {.causal = true, .first = first}, p, means));
+      continue;
+    }
+    std::vector<Tensor> tiles;
+    for (int64_t t = first_tile; t < tile; ++t)
+      tiles.push_back(p.slice(2, start[t] - first, start[t + 1] - first).sum(2));
+    lists.push_back(select_blocks(config_.selection, geometry, {.tiles = true, .first = first_tile},
+                                  torch::stack(tiles, 2), means));
+  }
+  return torch::cat(lists, 2);
+}
+
+Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, const Rope* rope,
+                                const Context&) {
+  SIGMA_CHECK(kUsage, x.size(1) == layout.tokens(), "attention: expected {} tokens, got {}",
+              layout.tokens(), x.size(1));
+  const Plan& plan = plan_for(layout);
+  const BlockGeometry& geometry = plan.geometry;
+  const int64_t B = x.size(0);
+  const int64_t N = x.size(1);
+  const int64_t Ng = geometry.grid.size();
+  const torch::Device device = x.device();
+  const Tensor order = geometry.order.to(device);
+  const Tensor packed = x.index_select(1, order);
+
+  Tensor q = heads_of(q_->forward(packed), num_heads_);
+  const int64_t sets = config_.separate_kv ? branches_ : 1;
+  const auto kv = heads_of(kv_->forward(packed), 2 * sets * kv_heads_).chunk(2 * sets, 1);
+  std::vector<Tensor> keys, values;
+  for (int64_t i = 0; i < branches_; ++i) {
+    const auto set = static_cast<size_t>(config_.separate_kv ? i : 0);
+    keys.push_back(k_norm_ ? k_norm_->forward(kv[2 * set]) : kv[2 * set]);
+    values.push_back(kv[2 * set + 1]);
+  }
+  if (q_norm_) q = q_norm_->forward(q);
+  const Tensor raw = keys[0].slice(2, 0, Ng);
+  if (rope) {
+    const RopeTable table = rows_of(rope->table(), geometry.order);
+    q = rope->rotate(q, table);
+    for (int64_t i = 1; i < branches_; ++i) {
+      const auto at = static_cast<size_t>(i);
+      keys[at] = i > 1 && !config_.separate_kv ? keys[1] : rope->rotate(keys[at], table);
+    }
+  }
+  const Tensor q_grid = q.slice(2, 0, Ng);
+  const Tensor rank = geometry.rank;
+
+  // Compressed.
+  Tensor ck = compressed(raw, plan, compress_k_);
+  const Tensor cv = compressed(values[0].slice(2, 0, Ng), plan, compress_v_);
+  if (rope && ck.size(2) > 0)
+    ck = rope->rotate(ck, rope->at(centres(plan.window_tokens, geometry, layout.before)));
+  const Tensor window_start = starts(ck.size(2), kWindowBlock);
+  const int64_t window_blocks = window_start.size(0) - 1;
+  BlockSparseInput coarse{
+      .q = q_grid, .k = ck, .v = cv, .kv_start = window_start, .q_start = plan.tile_start};
+  coarse.index = torch::arange(window_blocks, torch::TensorOptions(torch::kInt).device(device))
+                     .expand({B, kv_heads_, geometry.grid_blocks, window_blocks});
+  if (plan.causal) {
+    coarse.rank_q = rank.slice(0, 0, Ng);
+    coarse.rank_k = plan.window_rank;
+  }
+  std::vector<Tensor> outs = {block_sparse_attention(coarse).out};
+
+  // Selected.
+  lists_ = choose(q_grid, ck, raw, plan).to(device);
+  Tensor lists = lists_;
+  if (geometry.blocks > geometry.grid_blocks) {
+    const Tensor others = torch::arange(geometry.grid_blocks, geometry.blocks,
+                                        torch::TensorOptions(torch::kInt).device(device));
+    lists = torch::cat({lists, others.expand({B, kv_heads_, lists.size(2), -1})}, 3);
+  }
+  BlockSparseInput selected{
+      .q = q_grid, .k = keys[1], .v = values[1], .index = lists, .kv_start = geometry.start};
+  if (plan.causal) {
+    selected.rank_q = rank.slice(0, 0, Ng);
+    selected.rank_k = rank;
+  } else {
+    selected.q_start = plan.tile_start;
+  }
+  outs.push_back(block_sparse_attention(selected).out);
+
+  // Window.
+  if (config_.window > 0) {
+    BlockSparseInput near{.q = q_grid,
+                          .k = keys[2],
+                          .v = values[2],
+                          .kv_start = geometry.start,
+                          .q_start = plan.tile_start,
+                          .rank_q = rank.slice(0, 0, Ng),
+                          .rank_k = rank,
+                          .window = config_.window};
+    const Tensor tiles = window_lists(geometry, config_.window).to(device);
+    near.index = tiles.expand({B, kv_heads_, tiles.size(0), tiles.size(1)});
+    outs.push_back(block_sparse_attention(near).out);
+  }
+
+  const Tensor gates = torch::sigmoid(at_least_float(gate_->forward(packed.slice(1, 0, Ng))))
+                           .to(x.scalar_type())
+                           .unflatten(-1, {num_heads_, branches_})
+                           .transpose(1, 2);
+  Tensor out;
+  for (int64_t i = 0; i < branches_; ++i) {
+    const Tensor part = outs[static_cast<size_t>(i)] * gates.slice(3, i, i + 1);
+    out = out.defined() ? out + part : part;
+  }
+  if (N > Ng) {  // tokens beside the grid
+    const int64_t M = num_heads_ / kv_heads_;
+    std::optional<Tensor> allowed;
+    if (plan.causal) allowed = (rank.unsqueeze(0) <= rank.slice(0, Ng).unsqueeze(1)).to(device);
+    out = torch::cat(
+        {out, at::scaled_dot_product_attention(q.slice(2, Ng), keys[1].repeat_interleave(M, 1),
+                                               values[1].repeat_interleave(M, 1), allowed)},
+        2);
+  }
+  const Tensor rows = out.transpose(1, 2).reshape({B, N, num_heads_ * head_dim_});
+  return proj_->forward(rows.index_select(1, geometry.inverse.to(device)));
+}
+
+double SparseAttention::flops(const TokenLayout& layout) const {
+  const auto N = static_cast<double>(layout.tokens());
+  const auto Ng = static_cast<double>(layout.grid.size());
+  const auto dim = static_cast<double>(num_heads_ * head_dim_);
+  const double windows = Ng / static_cast<double>(stride_);
+  const double listed =
+      std::min(static_cast<double>(config_.selection.num_selected * block_.size()), Ng);
+  const double near = config_.window > 0 ? static_cast<double>(config_.window) : 0;
+  double sum = q_->flops(N) + kv_->flops(N) + proj_->flops(N) + gate_->flops(Ng) +
+               4 * Ng * (windows + listed + near) * dim;
+  if (compress_k_.in)
+    sum += static_cast<double>(kv_heads_) *
+           (compress_k_.in->flops(windows) + compress_k_.out->flops(windows)) * 2;
+  return sum;
+}
+
+}  // namespace sigma
