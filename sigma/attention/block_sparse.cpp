@@ -34,6 +34,8 @@ void check(const BlockSparseInput& in) {
   SIGMA_CHECK(kUsage, G >= 1 && H % G == 0,
               "block_sparse_attention: expected heads divisible by key/value heads, got {} and {}",
               H, G);
+  SIGMA_CHECK(kUsage, scale >= 0, "block_sparse_attention: expected a scale of at least 0, got {}",
+              scale);
   const int64_t R = q_start.defined() ? q_start.size(0) - 1 : q.size(2);
   SIGMA_CHECK(kUsage,
               index.dim() == 4 && index.size(0) == B && index.size(1) == G && index.size(2) == R &&

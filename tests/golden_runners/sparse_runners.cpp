@@ -15,7 +15,7 @@ using torch::Tensor;
 Json options_of(const GoldenFile& file) {
   Json options = Json::object();
   for (const char* key : {"N", "block", "causal", "compress_size", "compress_stride", "init_blocks",
-                          "local_radius", "num_selected"})
+                          "local_radius", "num_selected", "window"})
     options[key] = file.meta(key);
   return options;
 }
@@ -107,6 +107,57 @@ void check_coarse(const GoldenFile& file, Report& report) {
   Check{file, report, in, "_cmp", "grad_q_cmp", "grad_ck", "grad_cv"}.run();
 }
 
+// The branches of a layer with given gates: means of complete blocks, lists from p_cmp, a window.
+void run_branches(const GoldenFile& file, Report& report) {
+  const Json options = options_of(file);
+  const Tensor q = file.get("q").requires_grad_();
+  const Tensor k = file.get("k").requires_grad_();
+  const Tensor v = file.get("v").requires_grad_();
+  const int64_t size = whole(options, "block", 0);
+  const int64_t complete = k.size(2) / size;
+  const auto means = [&](const Tensor& x) {
+    return x.slice(2, 0, complete * size).unflatten(2, {complete, size}).mean(3);
+  };
+  BlockSparseInput coarse{.q = q, .k = means(k), .v = means(v)};
+  coarse.kv_start = starts(complete, 64);
+  coarse.index = torch::zeros({q.size(0), k.size(1), q.size(2), 1}, torch::kInt).to(q.device());
+  coarse.rank_q = torch::arange(q.size(2));
+  coarse.rank_k = torch::arange(complete) * size + (size - 1);
+
+  check_lists(file, file.get("p_cmp"), report);
+  BlockSparseInput selected = input_of(file, lists(file, "index"));
+  selected.q = q;
+  selected.k = k;
+  selected.v = v;
+  std::vector<std::pair<std::string, Tensor>> parts = {
+      {"gate_cmp", block_sparse_attention(coarse).out},
+      {"gate_slc", block_sparse_attention(selected).out}};
+  if (file.has("gate_win")) {
+    BlockSparseInput near = selected;
+    near.window = whole(options, "window", 0);
+    near.q_start = near.kv_start;
+    const BlockGeometry geometry = block_geometry({.grid = {1, 1, q.size(2)}}, {1, 1, size});
+    const Tensor tiles = window_lists(geometry, near.window).to(q.device());
+    near.index = tiles.expand({q.size(0), k.size(1), tiles.size(0), tiles.size(1)});
+    parts.emplace_back("gate_win", block_sparse_attention(near).out);
+  }
+  Tensor out;
+  std::vector<Tensor> gates;
+  for (const auto& [gate, part] : parts) {
+    gates.push_back(file.get(gate).requires_grad_());
+    const Tensor term = part * gates.back().unsqueeze(-1);
+    out = out.defined() ? out + term : term;
+  }
+  report.relative("out", out, file.get("out"), kBound);
+  (out * file.get("grad_out")).sum().backward();
+  for (size_t i = 0; i < parts.size(); ++i)
+    report.relative("grad_" + parts[i].first, gates[i].grad(), file.get("grad_" + parts[i].first),
+                    kGradBound);
+  report.relative("grad_q", q.grad(), file.get("grad_q"), kGradBound);
+  report.relative("grad_k", k.grad(), file.get("grad_k"), kGradBound);
+  report.relative("grad_v", v.grad(), file.get("grad_v"), kGradBound);
+}
+
 void run_eq9(const GoldenFile& file, Report& report) {
   const int64_t N = whole(options_of(file), "N", 400);
   for (const std::string& name : file.names()) {
@@ -130,6 +181,7 @@ void run_eq9(const GoldenFile& file, Report& report) {
 void run_sparse(const GoldenFile& file, Report& report) {
   if (file.path().stem() == "nsa_eq9_overlap") return run_eq9(file, report);
   if (!file.has("index") || !file.has("q")) throw Skip{"attention sparse module"};
+  if (file.has("gate_cmp")) return run_branches(file, report);
   const Json options = options_of(file);
   if (file.has("p_cmp") && file.has("p_slc")) {
     const Tensor p_cmp = file.get("p_cmp");

@@ -65,8 +65,9 @@ struct Mask {
       if (a.key_valid && !a.key_valid[b * a.Nk + j]) invalid = true;
     }
   }
-  // Sets the scores of hidden keys to -inf.
-  void apply(int64_t token, float* s) const {
+  // Sets the scores of hidden keys, and of the padding up to `width`, to -inf.
+  void apply(int64_t token, float* s, int64_t width) const {
+    for (int64_t j = last - first; j < width; ++j) s[j] = -kInfinity;
     const bool causal = a.rank_k && high > a.rank_q[token];
     const bool window = a.window > 0 && a.rank_q[token] - low >= a.window;
     if (!causal && !window && !invalid) return;
@@ -99,34 +100,29 @@ int64_t row_of(const BlockSparse& a, const Place& at, int64_t token, int64_t hea
   return (at.b * a.H + at.g * (a.H / a.G) + head) * a.Nq + token;
 }
 
-// P = exp(scale S - lse) of one row in place, 0 for hidden keys and rows without keys.
-inline __attribute__((always_inline)) void probabilities(float* __restrict s, int64_t count,
-                                                         float scale, float lse) {
-  if (lse == -kInfinity) {
-    for (int64_t j = 0; j < count; ++j) s[j] = 0;
-    return;
-  }
-  for (int64_t j = 0; j < count; ++j) s[j] = exp_float(s[j] * scale - lse);
-}
-
 // Scores, then P and dS of `rows` rows against one block, into scratch.scores and scratch.grads.
 inline __attribute__((always_inline)) void score_gradients(
     const BlockSparse& a, const BlockSparseGrad& g, const BlockSparseWork& work, const Place& at,
     const Mask& mask, int64_t block, int64_t rows, Scratch& s) {
-  const int64_t count = mask.last - mask.first;
-  const int64_t width = padded(count);
+  const int64_t width = padded(mask.last - mask.first);
   const int64_t panel = at.bg * work.column[a.W] + work.column[block];
   gemm_nn(rows, s.left.data(), a.D, work.key_panels.data() + panel * a.D, width, s.scores.data(),
           width);
   gemm_nn(rows, s.right.data(), a.Dv, work.value_panels.data() + panel * a.Dv, width,
           s.grads.data(), width);
   for (int64_t r = 0; r < rows; ++r) {
-    float* __restrict p = s.scores.data() + r * width;
-    float* __restrict d = s.grads.data() + r * width;
-    mask.apply(s.token[r], p);
-    probabilities(p, count, a.scale, a.lse[s.row[r]]);
+    float* p = s.scores.data() + r * width;
+    float* d = s.grads.data() + r * width;
+    const float lse = a.lse[s.row[r]];
+    mask.apply(s.token[r], p, width);
+    if (lse == -kInfinity) {
+      std::fill(p, p + width, 0.0f);  // a row without keys
+    } else {
+      exp_row(p, width, a.scale, lse);
+    }
     const float delta = g.delta[s.row[r]];
-    for (int64_t j = 0; j < count; ++j) d[j] = p[j] * (d[j] - delta) * a.scale;
+    for (int64_t c = 0; c < width; c += kLanes)
+      store_lanes(d + c, load_lanes(p + c) * (load_lanes(d + c) - delta) * a.scale);
   }
 }
 
@@ -228,24 +224,18 @@ void block_sparse_forward(const BlockSparse& a, const BlockSparseWork& work, int
     const auto flush = [&]() __attribute__((always_inline)) {
       gemm_nn(batch, s.left.data(), a.D, panel, width, s.scores.data(), width);
       for (int64_t i = 0; i < batch; ++i) {
-        float* __restrict p = s.scores.data() + i * width;
+        float* p = s.scores.data() + i * width;
         const int64_t r = s.row[i];
-        mask.apply(s.token[i], p);
-        float top = -kInfinity;
-        for (int64_t j = 0; j < count; ++j) top = std::max(top, p[j]);
-        top = std::max(s.top[r], top * a.scale);
+        mask.apply(s.token[i], p, width);
+        const float top = std::max(s.top[r], max_of(p, width) * a.scale);
         s.right[i] = p;
         s.target[i] = s.accumulator.data() + r * a.Dv;
         if (top == -kInfinity) {  // nothing to see yet
-          for (int64_t j = 0; j < count; ++j) p[j] = 0;
+          std::fill(p, p + width, 0.0f);
           continue;
         }
-        float sum = 0;
-        for (int64_t j = 0; j < count; ++j) {
-          p[j] = exp_float(p[j] * a.scale - top);
-          sum += p[j];
-        }
-        const float fade = exp_float(s.top[r] - top);
+        const float sum = exp_row(p, width, a.scale, top);
+        const float fade = std::exp(s.top[r] - top);
         s.sum[r] = s.sum[r] * fade + sum;
         s.top[r] = top;
         if (fade != 1) {

@@ -15,30 +15,57 @@ namespace sigma::kernels {
 constexpr int64_t kLanes = 16;  // columns of a register tile: every width is a multiple
 constexpr int kTile = 6;        // rows of a register tile
 
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
+typedef int32_t LanesInt __attribute__((vector_size(kLanes * sizeof(float))));
+typedef Lanes LanesInMemory __attribute__((aligned(4)));
 
 #define SIGMA_INLINE inline __attribute__((always_inline))
 
 /// exp(x) to about 1 ulp; 0 below -87.
-SIGMA_INLINE float exp_float(float x) {
-  const float bounded = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+SIGMA_INLINE Lanes exp_lanes(Lanes x) {
+  const Lanes low = Lanes{} - 87.0f;
+  const Lanes high = Lanes{} + 88.0f;
+  const Lanes bounded = x < low ? low : x > high ? high : x;
   // x = n log 2 + r, |r| <= log(2) / 2; adding 1.5 * 2^23 rounds to a whole number.
-  const float shifted = bounded * 1.44269504f + 12582912.0f;
-  const float n = shifted - 12582912.0f;
-  const float r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
+  const Lanes shifted = bounded * 1.44269504f + 12582912.0f;
+  const Lanes n = shifted - 12582912.0f;
+  const Lanes r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
+  Lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const int32_t power = (std::bit_cast<int32_t>(shifted) - 0x4B400000 + 127) << 23;
-  return x < -87.0f ? 0.0f : p * std::bit_cast<float>(power);
+  const LanesInt power = (std::bit_cast<LanesInt>(shifted) - 0x4B400000 + 127) << 23;
+  return x < low ? Lanes{} : p * std::bit_cast<Lanes>(power);
 }
 
-SIGMA_INLINE Lanes load_lanes(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
-SIGMA_INLINE void store_lanes(float* p, Lanes x) { *reinterpret_cast<Lanes*>(p) = x; }
+SIGMA_INLINE Lanes load_lanes(const float* p) { return *reinterpret_cast<const LanesInMemory*>(p); }
+SIGMA_INLINE void store_lanes(float* p, Lanes x) { *reinterpret_cast<LanesInMemory*>(p) = x; }
+
+SIGMA_INLINE float max_of(const float* p, int64_t width) {
+  Lanes top = load_lanes(p);
+  for (int64_t c = kLanes; c < width; c += kLanes) {
+    const Lanes x = load_lanes(p + c);
+    top = x > top ? x : top;
+  }
+  float out = top[0];
+  for (int i = 1; i < kLanes; ++i) out = top[i] > out ? top[i] : out;
+  return out;
+}
+
+/// p = exp(scale p - shift) in place; returns the sum.
+SIGMA_INLINE float exp_row(float* p, int64_t width, float scale, float shift) {
+  Lanes sum = {};
+  for (int64_t c = 0; c < width; c += kLanes) {
+    const Lanes e = exp_lanes(load_lanes(p + c) * scale - shift);
+    store_lanes(p + c, e);
+    sum += e;
+  }
+  float out = 0;
+  for (int i = 0; i < kLanes; ++i) out += sum[i];
+  return out;
+}
 
 // kRows x kLanes of sum_k A[r][k] B[k][.], kept in registers over the sum.
 template <int kRows, typename A, typename B, typename Store>
