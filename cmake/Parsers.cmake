@@ -8,7 +8,8 @@ find_package(GTest REQUIRED)
 
 file(GLOB parser_tests CONFIGURE_DEPENDS tests/parsers/*_test.cpp)
 add_executable(parsers_test ${parser_tests}
-  sigma/base/error.cpp sigma/base/config.cpp sigma/base/config_file.cpp sigma/base/config_list.cpp sigma/base/sha256.cpp
+  sigma/base/error.cpp sigma/base/config.cpp sigma/base/config_file.cpp sigma/base/config_list.cpp sigma/base/config_text.cpp
+  sigma/base/sha256.cpp
   sigma/io/safetensors_header.cpp sigma/io/safetensors_json.cpp sigma/io/images.cpp sigma/io/png.cpp sigma/io/jpeg.cpp
   sigma/io/image_ops.cpp sigma/io/files.cpp sigma/data/idx_format.cpp)
 target_include_directories(parsers_test PRIVATE ${CMAKE_SOURCE_DIR})
