@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "sigma/attention/block_sparse.h"
+#include "sigma/attention/windows.h"
 #include "sigma/base/error.h"
 
 namespace sigma {
@@ -29,36 +30,6 @@ Extent block_of(const std::vector<int64_t>& sides, int axes) {
   return block;
 }
 
-// Tokens of the windows of a sequence of N: complete ones if causal, else as many as cover it.
-Tensor sequence_windows(int64_t N, int64_t size, int64_t stride, bool causal) {
-  const int64_t over = N - size;
-  int64_t count = causal ? (over >= 0 ? over / stride + 1 : 0)
-                         : 1 + (std::max<int64_t>(over, 0) + stride - 1) / stride;
-  const Tensor tokens = (torch::arange(count) * stride).unsqueeze(1) + torch::arange(size);
-  return tokens.masked_fill(tokens >= N, -1);
-}
-
-// The windows of cubes are the cubes.
-Tensor cube_windows(const BlockGeometry& geometry) {
-  const Tensor start = geometry.start.slice(0, 0, geometry.grid_blocks).unsqueeze(1);
-  const Tensor count = geometry.start.diff().slice(0, 0, geometry.grid_blocks).unsqueeze(1);
-  const Tensor slot = torch::arange(geometry.block.size());
-  return (start + slot).masked_fill(slot >= count, -1);
-}
-
-// The tokens of x [B,G,Ng,D], grid tokens in packed order, window by window.
-struct Windows {
-  Tensor slots;  // [B,G,windows,size,D]
-  Tensor known;  // [windows,size,1]: 0 where a window has no token
-  Windows(const Tensor& x, const Tensor& tokens_on_cpu) {
-    const Tensor tokens = tokens_on_cpu.to(x.device());
-    slots = x.index_select(2, tokens.clamp_min(0).flatten())
-                .unflatten(2, {tokens.size(0), tokens.size(1)});
-    known = (tokens >= 0).unsqueeze(-1).to(x.scalar_type());
-  }
-  Tensor mean() const { return (slots * known).sum(3) / known.sum(1); }
-};
-
 Tensor starts(int64_t N, int64_t size) {
   return torch::cat({torch::arange(0, N, size), torch::tensor({N})});
 }
@@ -71,22 +42,6 @@ Tensor heads_of(const Tensor& x, int64_t heads) {
 RopeTable rows_of(const RopeTable& table, const Tensor& order) {
   return {table.cos.index_select(0, order.to(table.cos.device())),
           table.sin.index_select(0, order.to(table.sin.device()))};
-}
-
-// Coordinates of the windows' centres, an axis a column.
-Tensor centres(const Tensor& window_tokens, const BlockGeometry& geometry, int64_t before) {
-  const Grid& grid = geometry.grid;
-  const Tensor there = window_tokens >= 0;
-  const Tensor raster = geometry.order.index({window_tokens.clamp_min(0)}) - before;
-  const Tensor f = torch::div(raster, grid.height * grid.width, "floor");
-  const Tensor y = torch::div(raster, grid.width, "floor") % grid.height;
-  const Tensor x = raster % grid.width;
-  std::vector<Tensor> columns;
-  if (grid.axes() == 3) columns.push_back(f);
-  if (grid.axes() >= 2) columns.push_back(y);
-  columns.push_back(x);
-  const Tensor points = torch::stack(columns, -1).to(torch::kDouble) * there.unsqueeze(-1);
-  return points.sum(1) / there.sum(1, /*keepdim=*/true);
 }
 
 }  // namespace
@@ -275,7 +230,7 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
   Tensor ck = compressed(raw, plan, compress_k_);
   const Tensor cv = compressed(values[0].slice(2, 0, Ng), plan, compress_v_);
   if (rope && ck.size(2) > 0)
-    ck = rope->rotate(ck, rope->at(centres(plan.window_tokens, geometry, layout.before)));
+    ck = rope->rotate(ck, rope->at(window_centres(plan.window_tokens, geometry, layout.before)));
   const Tensor window_start = starts(ck.size(2), kWindowBlock);
   const int64_t window_blocks = window_start.size(0) - 1;
   BlockSparseInput coarse{

@@ -20,6 +20,8 @@
 
 namespace sigma::kernels {
 
+constexpr int64_t kBlockSparseChunk = 64;  // tokens of a chunk
+
 struct BlockSparse {
   int64_t B = 0, H = 0, G = 0, Nq = 0, Nk = 0, D = 0, Dv = 0;
   int64_t W = 0;                      // blocks

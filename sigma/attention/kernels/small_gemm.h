@@ -19,6 +19,9 @@ typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t LanesInt __attribute__((vector_size(kLanes * sizeof(float))));
 typedef Lanes LanesInMemory __attribute__((aligned(4)));
 
+/// n up to the next multiple of kLanes.
+inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
 #define SIGMA_INLINE inline __attribute__((always_inline))
 
 /// exp(x) to about 1 ulp; 0 below -87.
