@@ -135,8 +135,8 @@ Row tokens(int64_t N, double common, double goal, int repeats) {
                             .v = x.v,
                             .index = lists,
                             .kv_start = geometry.start,
-                            .rank_q = geometry.rank,
-                            .rank_k = geometry.rank};
+                            .rank_q = geometry.rank(),
+                            .rank_k = geometry.rank()};
   const double listed = (lists >= 0).sum().item<double>() / kHeads;
   // The own block counts half.
   return compare(fmt::format("token rows, causal, n 16, {:.0f} % common, N {}", common * 100, N), x,

@@ -15,7 +15,7 @@ int64_t parts(int64_t size, int64_t side) { return (size + side - 1) / side; }
 
 }  // namespace
 
-BlockGeometry block_geometry(const TokenLayout& layout, const Extent& block) {
+BlockGeometry block_geometry(const TokenLayout& layout, const Grid& block) {
   SIGMA_CHECK(kUsage, block.frames >= 1 && block.height >= 1 && block.width >= 1,
               "block: expected sides of at least 1, got {} x {} x {}", block.frames, block.height,
               block.width);
@@ -57,7 +57,6 @@ BlockGeometry block_geometry(const TokenLayout& layout, const Extent& block) {
   out.inverse.index_put_({out.order}, torch::arange(out.order.size(0)));
   out.start = torch::tensor(start, torch::kInt64);
   out.block_of = torch::repeat_interleave(out.start.diff());
-  out.rank = out.order;
   return out;
 }
 
@@ -73,8 +72,8 @@ Tensor window_lists(const BlockGeometry& geometry, int64_t window) {
   return list.masked_fill(list > own.unsqueeze(1), -1).to(torch::kInt);
 }
 
-Tensor dense_lists(const BlockGeometry& geometry, int64_t rows) {
-  return torch::arange(geometry.blocks, torch::kInt).expand({rows, geometry.blocks});
+Tensor block_starts(int64_t N, int64_t size) {
+  return torch::cat({torch::arange(0, N, size), torch::tensor({N})});
 }
 
 }  // namespace sigma

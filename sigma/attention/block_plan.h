@@ -12,23 +12,13 @@
 
 #include <cstdint>
 
-#include "sigma/base/config.h"
 #include "sigma/nn/token_layout.h"
 
 namespace sigma {
 
-/// Sides of a cube: frames, rows, columns.
-struct Extent {
-  int64_t frames = 1;
-  int64_t height = 1;
-  int64_t width = 64;
-  int64_t size() const { return frames * height * width; }
-  bool operator==(const Extent&) const = default;
-};
-
 struct BlockGeometry {
   Grid grid;                // of tokens
-  Extent block;             // sides of a full cube
+  Grid block;               // sides of a full cube
   Grid cubes;               // how many cubes on each axis
   int64_t grid_blocks = 0;  // cubes; their ids come first
   int64_t blocks = 0;       // with those of the tokens before and after
@@ -36,19 +26,20 @@ struct BlockGeometry {
   torch::Tensor inverse;    // [N] int64: token -> packed row
   torch::Tensor start;      // [blocks + 1] int64: first packed row of each block
   torch::Tensor block_of;   // [N] int64: packed row -> block
-  torch::Tensor rank;       // [N] int64: packed row -> causal rank, the token's index
 
   int64_t tokens() const { return order.size(0); }
+  /// [N]: packed row -> causal rank: the token's place in the layout.
+  const torch::Tensor& rank() const { return order; }
 };
 
 /// Errors: kUsage (a side below 1, a masked layout).
-BlockGeometry block_geometry(const TokenLayout& layout, const Extent& block);
+BlockGeometry block_geometry(const TokenLayout& layout, const Grid& block);
 
 /// The blocks that causal windows of `window` tokens (own token included) of the tokens of a cube
 /// touch, for every cube of a 1-D geometry: int32 [grid_blocks, n].
 torch::Tensor window_lists(const BlockGeometry& geometry, int64_t window);
 
-/// All blocks, for `rows` rows: int32 [rows, blocks].
-torch::Tensor dense_lists(const BlockGeometry& geometry, int64_t rows);
+/// Where blocks of `size` rows begin, and the end: int64 [ceil(N / size) + 1].
+torch::Tensor block_starts(int64_t N, int64_t size);
 
 }  // namespace sigma

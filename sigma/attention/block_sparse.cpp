@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "sigma/attention/kernels/block_sparse.h"
+#include "sigma/attention/kernels/small_gemm.h"
 #include "sigma/base/error.h"
 
 namespace sigma {
@@ -18,7 +19,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr int64_t kStrip = 128;  // rows of scores that the reference holds
-constexpr int64_t kLanes = 16;   // the kernels' widths are multiples
 
 void check(const BlockSparseInput& in) {
   const auto& [q, k, v, index, kv_start, q_start, rank_q, rank_k, window, key_valid, scale] = in;
@@ -205,7 +205,7 @@ bool takes_kernels(const BlockSparseInput& in) {
 
 // Zero columns change no dot product.
 Tensor pad_columns(const Tensor& x) {
-  const int64_t missing = (kLanes - x.size(3) % kLanes) % kLanes;
+  const int64_t missing = kernels::padded(x.size(3)) - x.size(3);
   return missing == 0 ? x : torch::constant_pad_nd(x, {0, missing});
 }
 

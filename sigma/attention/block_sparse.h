@@ -20,8 +20,8 @@ namespace sigma {
 
 struct BlockSparseInput {
   torch::Tensor q, k, v;
-  torch::Tensor
-      index;  // lists: int32 [B,G,R,n] of distinct blocks; -1 (or an id out of range): none
+  /// Lists: int32 [B,G,R,n] of distinct blocks; -1, or an id out of range: none.
+  torch::Tensor index;
   torch::Tensor kv_start;   // [W+1] int64 on the CPU: first key of each block
   torch::Tensor q_start;    // [R+1] int64 on the CPU: tiles of queries; undefined: a list for each
   torch::Tensor rank_q;     // [Nq] int64 on the CPU: causal; undefined: not

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "sigma/base/error.h"
 
@@ -22,19 +23,24 @@ class Row {
   Row(const SelectionConfig& config, const float* score, const float* keys, int64_t W, int64_t D)
       : config_(config), score_(score), keys_(keys), D_(D), taken_(static_cast<size_t>(W)) {}
 
-  std::vector<int32_t> choose(std::vector<int32_t> candidates, const std::vector<int32_t>& forced) {
-    n_ = std::min<int64_t>(config_.num_selected, static_cast<int64_t>(candidates.size()));
+  // Of the blocks 0 .. count - 1.
+  std::vector<int32_t> choose(int64_t count, const std::vector<int32_t>& forced) {
+    n_ = std::min(config_.num_selected, count);
     for (const int32_t j : forced) take(j);
-    std::sort(candidates.begin(), candidates.end(),
-              [&](int32_t a, int32_t b) { return before(a, b); });
-    if (config_.strategy == "top_n") {
-      for (const int32_t j : candidates) take(j);
+    const bool top_n = config_.strategy == "top_n";
+    const int64_t pool = top_n ? n_ : config_.pool_factor * config_.num_selected;
+    const int64_t kept = pool > 0 ? std::min(pool, count) : count;
+    std::vector<int32_t> best(static_cast<size_t>(count));
+    std::iota(best.begin(), best.end(), 0);
+    std::partial_sort(best.begin(), best.begin() + kept, best.end(),
+                      [&](int32_t a, int32_t b) { return before(a, b); });
+    best.resize(static_cast<size_t>(kept));
+    if (top_n) {
+      for (const int32_t j : best) take(j);
+    } else if (config_.strategy == "dart") {
+      dart(best);
     } else {
-      const int64_t pool = config_.pool_factor * config_.num_selected;
-      if (pool > 0 && std::cmp_less(pool, candidates.size()))
-        candidates.resize(static_cast<size_t>(pool));
-      if (config_.strategy == "dart") dart(candidates);
-      else max_min(candidates);
+      max_min(best);
     }
     std::sort(chosen_.begin(), chosen_.end());
     return chosen_;
@@ -261,7 +267,8 @@ Tensor select_blocks(const SelectionConfig& config, const BlockGeometry& geometr
   const Tensor out = torch::full({scores.size(0), scores.size(1), R, n}, -1, torch::kInt);
   const int64_t* start = geometry.start.data_ptr<int64_t>();
   const int64_t* block_of = geometry.block_of.data_ptr<int64_t>();
-  std::vector<std::vector<int32_t>> candidates, forced;
+  std::vector<int64_t> candidates;  // of each row: the first so many blocks
+  std::vector<std::vector<int32_t>> forced;
   for (int64_t r = 0; r < R; ++r) {
     const int64_t row = rows.first + r;
     const int64_t own = rows.tiles ? row : block_of[row];
@@ -270,9 +277,7 @@ Tensor select_blocks(const SelectionConfig& config, const BlockGeometry& geometr
       const int64_t last = rows.tiles ? start[row + 1] - 1 : row;
       count = block_of[last] + 1;
     }
-    std::vector<int32_t> ids(static_cast<size_t>(count));
-    for (int64_t j = 0; j < count; ++j) ids[static_cast<size_t>(j)] = static_cast<int32_t>(j);
-    candidates.push_back(std::move(ids));
+    candidates.push_back(count);
     forced.push_back(forced_blocks(geometry.cubes, own, init, radius, count));
     SIGMA_CHECK(
         kUsage, std::cmp_less_equal(forced.back().size(), config.num_selected),

@@ -18,20 +18,16 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kStrip = 128;       // queries whose scores are in memory at once
 constexpr int64_t kWindowBlock = 64;  // compressed keys of a block
 
-Extent block_of(const std::vector<int64_t>& sides, int axes) {
+Grid block_of(const std::vector<int64_t>& sides, int axes) {
   static const std::vector<std::vector<int64_t>> kDefault = {{64}, {8, 8}, {4, 4, 4}};
   const auto& s = sides.empty() ? kDefault[static_cast<size_t>(axes - 1)] : sides;
   SIGMA_CHECK(kUsage, std::cmp_equal(s.size(), axes),
               "attention.block: expected {} sides, one an axis of the grid, got {}", axes,
               s.size());
-  Extent block{.frames = 1, .height = 1, .width = s.back()};
+  Grid block{.frames = 1, .height = 1, .width = s.back()};
   if (axes >= 2) block.height = s[s.size() - 2];
   if (axes == 3) block.frames = s[0];
   return block;
-}
-
-Tensor starts(int64_t N, int64_t size) {
-  return torch::cat({torch::arange(0, N, size), torch::tensor({N})});
 }
 
 // [B,N,heads*D] -> [B,heads,N,D]
@@ -54,7 +50,6 @@ void SparseConfig::visit(ConfigVisitor& v) {
   v.field("compress_stride", compress_stride, in(0, 1024),
           "tokens between windows of a sequence; 0 = compress_size");
   v.choice("compress", compress, {"mean", "mlp"}, "a window's key and value: mean, or mean + mlp");
-  v.field("compress_hidden", compress_hidden, in(0, 8192), "width of the mlp; 0 = 2 head_dim");
   v.field("window", window, in(0, 65536),
           "causal sequences: tokens of the window branch; 0 = none");
   v.field("num_kv_heads", num_kv_heads, in(0, 128), "key/value heads; 0 = num_heads");
@@ -102,16 +97,15 @@ SparseAttention::SparseAttention(const SparseConfig& config, int64_t dim, int64_
 }
 
 SparseAttention::Compressor SparseAttention::compressor(const std::string& name) {
-  const int64_t hidden = config_.compress_hidden > 0 ? config_.compress_hidden : 2 * head_dim_;
   struct Mlp : Module {
-    Mlp(int64_t size, int64_t D, int64_t hidden)
+    Mlp(int64_t size, int64_t D)
         : pe(parameter("pe", {size, D}, Init::zero())),
-          in(child<Linear>("fc1", size * D, hidden)),
-          out(register_module("fc2", std::make_shared<Linear>(hidden, D, true, Init::zero()))) {}
+          in(child<Linear>("fc1", size * D, 2 * D)),
+          out(register_module("fc2", std::make_shared<Linear>(2 * D, D, true, Init::zero()))) {}
     Tensor pe;
     std::shared_ptr<Linear> in, out;
   };
-  const auto mlp = child<Mlp>(name, size_, head_dim_, hidden);
+  const auto mlp = child<Mlp>(name, size_, head_dim_);
   return {.pe = mlp->named_parameters()["pe"], .in = mlp->in, .out = mlp->out};
 }
 
@@ -171,7 +165,7 @@ Tensor SparseAttention::choose(const Tensor& q, const Tensor& ck, const Tensor& 
         torch::matmul(q.detach().slice(2, first, last), compressed).to(torch::kFloat) * scale;
     if (plan.causal) {
       const Tensor hidden =
-          plan.window_rank.unsqueeze(0) > geometry.rank.slice(0, first, last).unsqueeze(1);
+          plan.window_rank.unsqueeze(0) > geometry.rank().slice(0, first, last).unsqueeze(1);
       scores = scores.masked_fill(hidden.to(scores.device()), -kInfinity);
     }
     Tensor p = torch::softmax(scores, -1).nan_to_num(0);  // a row that sees no window
@@ -224,14 +218,14 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
     }
   }
   const Tensor q_grid = q.slice(2, 0, Ng);
-  const Tensor rank = geometry.rank;
+  const Tensor rank = geometry.rank();
 
   // Compressed.
   Tensor ck = compressed(raw, plan, compress_k_);
   const Tensor cv = compressed(values[0].slice(2, 0, Ng), plan, compress_v_);
   if (rope && ck.size(2) > 0)
     ck = rope->rotate(ck, rope->at(window_centres(plan.window_tokens, geometry, layout.before)));
-  const Tensor window_start = starts(ck.size(2), kWindowBlock);
+  const Tensor window_start = block_starts(ck.size(2), kWindowBlock);
   const int64_t window_blocks = window_start.size(0) - 1;
   BlockSparseInput coarse{
       .q = q_grid, .k = ck, .v = cv, .kv_start = window_start, .q_start = plan.tile_start};

@@ -2,7 +2,7 @@
 //
 //   o = g_cmp Attn(q, Kc, Vc) + g_slc Attn(q, K, V over chosen blocks) + g_win Attn(q, K, V nearby)
 //   Kc_i = phi_K(window i), Vc_i = phi_V(window i);   g = sigmoid(W_g x + b_g), one a head and branch
-//   phi = mean over the window's tokens (`mean`), + W2 gelu(W1 vec(tokens + pe)) (`mlp`)
+//   phi = mean over the window's tokens (`mean`), + W2 gelu(W1 vec(tokens + pe)) (`mlp`, 2 D wide)
 //
 // The probabilities of the compressed branch score the blocks, summed over the heads of a group and,
 // on full grids, over the queries of a tile (selection.h). Sequences with pattern `causal` have a
@@ -30,7 +30,6 @@ struct SparseConfig {
   int64_t compress_size = 0;     // of windows of a sequence; 0: the block's
   int64_t compress_stride = 0;   // 0: the window's size
   std::string compress = "mlp";  // mean | mlp
-  int64_t compress_hidden = 0;   // 0: twice the head's channels
   int64_t window = 0;            // causal sequences: tokens of the window branch; 0: none
   int64_t num_kv_heads = 0;      // 0: as many as heads
   bool separate_kv = false;
@@ -75,7 +74,7 @@ class SparseAttention : public Attention {
   int64_t kv_heads_;
   int64_t head_dim_;
   int64_t branches_;
-  Extent block_;
+  Grid block_;
   int64_t size_ = 0;    // tokens of a window
   int64_t stride_ = 0;  // sequences
   std::shared_ptr<Linear> q_, kv_, gate_, proj_;

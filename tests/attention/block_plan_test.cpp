@@ -5,16 +5,12 @@
 #include <torch/types.h>
 
 #include "sigma/base/error.h"
+#include "tests/testing/numbers.h"
 
 namespace sigma {
 namespace {
 
 using torch::Tensor;
-
-std::vector<int64_t> list(const Tensor& t) {
-  const Tensor x = t.to(torch::kInt64).contiguous();
-  return {x.data_ptr<int64_t>(), x.data_ptr<int64_t>() + x.numel()};
-}
 
 TEST(BlockGeometry, RaggedPlane) {
   // 3 x 5 tokens in cubes of 2 x 3.

@@ -48,12 +48,6 @@ const std::vector<Case> kCases = {
     {.name = "no queries", .Nq = 0, .Nk = 10},
 };
 
-Tensor starts(int64_t N, int64_t S) {
-  std::vector<int64_t> out = {0};
-  for (int64_t i = 0; i < N; i += S) out.push_back(std::min(i + S, N));
-  return torch::tensor(out, torch::kInt64);
-}
-
 // Random distinct blocks in random order; about a third of the places are empty, some hold ids that
 // do not exist, and some rows have nothing at all.
 Tensor random_lists(const Case& c, int64_t rows, int64_t W) {
@@ -70,8 +64,8 @@ BlockSparseInput input_of(const Case& c) {
   in.q = normal({c.B, c.H, c.Nq, c.D}, 1) * c.size;
   in.k = normal({c.B, c.G, c.Nk, c.D}, 2) * c.size;
   in.v = normal({c.B, c.G, c.Nk, c.Dv}, 3);
-  in.kv_start = starts(c.Nk, c.S);
-  if (c.tiles) in.q_start = starts(c.Nq, c.S);
+  in.kv_start = block_starts(c.Nk, c.S);
+  if (c.tiles) in.q_start = block_starts(c.Nq, c.S);
   const int64_t rows = c.tiles ? in.q_start.size(0) - 1 : c.Nq;
   in.index = random_lists(c, rows, in.kv_start.size(0) - 1);
   if (c.causal) {
@@ -174,9 +168,9 @@ TEST(BlockSparse, AllBlocksAreDenseAttention) {
     BlockSparseInput in{.q = normal({2, 4, 75, 8}, 1),
                         .k = normal({2, 4, 75, 8}, 2),
                         .v = normal({2, 4, 75, 8}, 3),
-                        .index = dense_lists(geometry, 75).expand({2, 4, 75, 5}),
+                        .index = torch::arange(geometry.blocks, torch::kInt).expand({2, 4, 75, 5}),
                         .kv_start = geometry.start};
-    if (causal) in.rank_q = in.rank_k = geometry.rank;
+    if (causal) in.rank_q = in.rank_k = geometry.rank();
     const Tensor expected = attention_reference(in.q, in.k, in.v, causal);
     EXPECT_LE(error(block_sparse_attention(in).out, expected), 1e-14);
     for (Tensor* x : {&in.q, &in.k, &in.v}) *x = x->to(torch::kFloat);
@@ -193,8 +187,8 @@ TEST(BlockSparse, WindowListsAreAWindow) {
                       .index = window_lists(geometry, w).expand({1, 1, geometry.blocks, -1}),
                       .kv_start = geometry.start,
                       .q_start = geometry.start,
-                      .rank_q = geometry.rank,
-                      .rank_k = geometry.rank,
+                      .rank_q = geometry.rank(),
+                      .rank_k = geometry.rank(),
                       .window = w};
   const Tensor gap = torch::arange(N).unsqueeze(1) - torch::arange(N).unsqueeze(0);
   const Tensor hidden = (gap < 0) | (gap >= w);
@@ -286,7 +280,7 @@ TEST(BlockSparse, ErrorsPrintBothNumbers) {
       },
       "3 and 2");
   refused([](auto& in) { in.index = in.index.slice(2, 0, 60); }, "[1,1,60,3]");
-  refused([](auto& in) { in.kv_start = starts(64, 16); }, "64 keys, got 70");
+  refused([](auto& in) { in.kv_start = block_starts(64, 16); }, "64 keys, got 70");
   refused([](auto& in) { in.rank_q = torch::arange(70); }, "ranks");
   refused([](auto& in) { in.key_valid = torch::ones({1, 3}, torch::kBool); }, "[1,3]");
 }

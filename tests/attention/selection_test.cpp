@@ -15,11 +15,6 @@ namespace {
 
 using torch::Tensor;
 
-std::vector<int64_t> list(const Tensor& t) {
-  const Tensor x = t.to(torch::kInt64).contiguous();
-  return {x.data_ptr<int64_t>(), x.data_ptr<int64_t>() + x.numel()};
-}
-
 TEST(BlockScores, GoldenOverlap) {
   const Tensor p = torch::tensor({.1, .2, .05, .3, .15, .05, .15}, torch::kDouble);
   EXPECT_LE(error(block_scores(p, 16, 4, 2, 4), torch::tensor({.4, .6, .65, .35}, torch::kDouble)),

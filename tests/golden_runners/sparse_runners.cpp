@@ -23,11 +23,6 @@ Json options_of(const GoldenFile& file) {
 constexpr double kBound = 1e-11;     // outputs: float64 throughout
 constexpr double kGradBound = 2e-7;  // gradients are stored in float32
 
-Tensor starts(int64_t N, int64_t size) {
-  const Tensor inner = torch::arange(0, N, size);
-  return torch::cat({inner, torch::tensor({N})});
-}
-
 Tensor lists(const GoldenFile& file, const std::string& name) {
   return file.get(name).to(torch::kInt).contiguous();
 }
@@ -67,7 +62,7 @@ BlockSparseInput input_of(const GoldenFile& file, const Tensor& index) {
   const Json options = options_of(file);
   BlockSparseInput in{.q = file.get("q"), .k = file.get("k"), .v = file.get("v"), .index = index};
   in.kv_start = file.has("kv_start") ? file.get("kv_start").cpu()
-                                     : starts(in.k.size(2), whole(options, "block", 64));
+                                     : block_starts(in.k.size(2), whole(options, "block", 64));
   if (file.has("q_start")) in.q_start = file.get("q_start").cpu();
   if (text(options, "causal", "none") == "token") {
     in.rank_q = torch::arange(in.q.size(2));
@@ -99,7 +94,7 @@ void check_coarse(const GoldenFile& file, Report& report) {
   const int64_t stride = whole(options, "compress_stride", 0);
   BlockSparseInput in{.q = file.get("q"), .k = file.get("ck"), .v = file.get("cv")};
   const int64_t windows = in.k.size(2);
-  in.kv_start = starts(windows, 64);
+  in.kv_start = block_starts(windows, 64);
   in.index = torch::arange(in.kv_start.size(0) - 1, torch::kInt)
                  .expand({in.q.size(0), in.k.size(1), in.q.size(2), -1});
   in.rank_q = torch::arange(in.q.size(2));
@@ -119,7 +114,7 @@ void run_branches(const GoldenFile& file, Report& report) {
     return x.slice(2, 0, complete * size).unflatten(2, {complete, size}).mean(3);
   };
   BlockSparseInput coarse{.q = q, .k = means(k), .v = means(v)};
-  coarse.kv_start = starts(complete, 64);
+  coarse.kv_start = block_starts(complete, 64);
   coarse.index = torch::zeros({q.size(0), k.size(1), q.size(2), 1}, torch::kInt).to(q.device());
   coarse.rank_q = torch::arange(q.size(2));
   coarse.rank_k = torch::arange(complete) * size + (size - 1);
@@ -220,7 +215,7 @@ void run_tile_order(const GoldenFile& file, Report& report) {
     if (!name.starts_with("order_")) continue;
     const std::string sizes = name.substr(6);
     Grid grid;
-    Extent block;
+    Grid block;
     std::sscanf(sizes.c_str(), "%ldx%ldx%ld_%ldx%ldx%ld", &grid.frames, &grid.height, &grid.width,
                 &block.frames, &block.height, &block.width);
     const BlockGeometry geometry = block_geometry({.grid = grid}, block);

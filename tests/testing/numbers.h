@@ -3,6 +3,8 @@
 
 #include <torch/types.h>
 
+#include <vector>
+
 #include "sigma/base/random.h"
 
 namespace sigma {
@@ -19,6 +21,12 @@ inline torch::Tensor normal(torch::IntArrayRef shape, uint32_t site,
 inline double error(const torch::Tensor& a, const torch::Tensor& b) {
   const torch::Tensor difference = a.to(torch::kDouble) - b.to(torch::kDouble);
   return difference.numel() == 0 ? 0 : difference.abs().max().item<double>();
+}
+
+/// The elements of a tensor of whole numbers.
+inline std::vector<int64_t> list(const torch::Tensor& t) {
+  const torch::Tensor x = t.to(torch::kInt64).contiguous();
+  return {x.data_ptr<int64_t>(), x.data_ptr<int64_t>() + x.numel()};
 }
 
 }  // namespace sigma

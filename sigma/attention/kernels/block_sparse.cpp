@@ -78,7 +78,7 @@ struct Mask {
   }
 };
 
-// Scratch of one task.
+// Scratch of one task: visits, and the batch of rows that is multiplied next.
 struct Scratch {
   std::vector<uint64_t> keys;
   std::vector<Visit> visits;
@@ -86,6 +86,23 @@ struct Scratch {
   std::vector<const float*> left, right;
   std::vector<float*> target;
   std::vector<int64_t> token, row;
+  int64_t batch = 0;
+
+  explicit Scratch(const BlockSparseWork& work)
+      : scores(static_cast<size_t>(kChunk * work.widest)),
+        grads(scores.size()),
+        left(kChunk),
+        right(kChunk),
+        target(kChunk),
+        token(kChunk),
+        row(kChunk) {}
+  // Adds a row; true when the batch is full.
+  bool add(const float* x, int64_t at_token, int64_t at_row) {
+    left[batch] = x;
+    token[batch] = at_token;
+    row[batch] = at_row;
+    return ++batch == kChunk;
+  }
 };
 
 struct Place {
@@ -98,17 +115,19 @@ int64_t row_of(const BlockSparse& a, const Place& at, int64_t token, int64_t hea
   return (at.b * a.H + at.g * (a.H / a.G) + head) * a.Nq + token;
 }
 
-// Scores, then P and dS of `rows` rows against one block, into scratch.scores and scratch.grads.
-inline __attribute__((always_inline)) void score_gradients(
-    const BlockSparse& a, const BlockSparseGrad& g, const BlockSparseWork& work, const Place& at,
-    const Mask& mask, int64_t block, int64_t rows, Scratch& s) {
+// Scores, then P and dS of the batch against one block, into s.scores and s.grads.
+inline __attribute__((always_inline)) void score_gradients(const BlockSparse& a,
+                                                           const BlockSparseGrad& g,
+                                                           const BlockSparseWork& work,
+                                                           const Place& at, const Mask& mask,
+                                                           int64_t block, Scratch& s) {
   const int64_t width = padded(mask.last - mask.first);
   const int64_t panel = at.bg * work.column[a.W] + work.column[block];
-  gemm_nn(rows, s.left.data(), a.D, work.key_panels.data() + panel * a.D, width, s.scores.data(),
+  gemm_nn(s.batch, s.left.data(), a.D, work.key_panels.data() + panel * a.D, width, s.scores.data(),
           width);
-  gemm_nn(rows, s.right.data(), a.Dv, work.value_panels.data() + panel * a.Dv, width,
+  gemm_nn(s.batch, s.right.data(), a.Dv, work.value_panels.data() + panel * a.Dv, width,
           s.grads.data(), width);
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t r = 0; r < s.batch; ++r) {
     float* p = s.scores.data() + r * width;
     float* d = s.grads.data() + r * width;
     const float lse = a.lse[s.row[r]];
@@ -124,25 +143,19 @@ inline __attribute__((always_inline)) void score_gradients(
   }
 }
 
-void reserve(const BlockSparse& a, Scratch& s) {
-  int64_t widest = 0;
-  for (int64_t w = 0; w < a.W; ++w)
-    widest = std::max(widest, padded(a.kv_start[w + 1] - a.kv_start[w]));
-  s.scores.resize(static_cast<size_t>(kChunk * widest));
-  s.grads.resize(static_cast<size_t>(kChunk * widest));
-  s.left.resize(kChunk);
-  s.right.resize(kChunk);
-  s.target.resize(kChunk);
-  s.token.resize(kChunk);
-  s.row.resize(kChunk);
+// Adds a token's row of queries and of the output's gradient; true when the batch is full.
+bool gather(const BlockSparse& a, const BlockSparseGrad& g, const Place& at, int64_t token,
+            int64_t head, Scratch& s) {
+  const int64_t row = row_of(a, at, token, head);
+  s.right[s.batch] = g.grad_out + row * a.Dv;
+  return s.add(a.q + row * a.D, token, row);
 }
 
 }  // namespace
 
 SIGMA_MULTIVERSION
 void block_sparse_forward(const BlockSparse& a, const BlockSparseWork& work, int64_t task) {
-  Scratch s;
-  reserve(a, s);
+  Scratch s(work);
   const auto chunks = static_cast<int64_t>(work.chunks.size());
   const Place at = place_of(a, task / chunks);
   const BlockSparseWork::Chunk& chunk = work.chunks[static_cast<size_t>(task % chunks)];
@@ -160,10 +173,9 @@ void block_sparse_forward(const BlockSparse& a, const BlockSparseWork& work, int
     const float* panel =
         work.key_panels.data() + (at.bg * work.column[a.W] + work.column[visit.block]) * a.D;
     const float* values = a.v + (at.bg * a.Nk + mask.first) * a.Dv;
-    int64_t batch = 0;
     const auto flush = [&]() __attribute__((always_inline)) {
-      gemm_nn(batch, s.left.data(), a.D, panel, width, s.scores.data(), width);
-      for (int64_t i = 0; i < batch; ++i) {
+      gemm_nn(s.batch, s.left.data(), a.D, panel, width, s.scores.data(), width);
+      for (int64_t i = 0; i < s.batch; ++i) {
         float* p = s.scores.data() + i * width;
         const int64_t r = s.row[i];
         mask.apply(s.token[i], p, width);
@@ -183,19 +195,17 @@ void block_sparse_forward(const BlockSparse& a, const BlockSparseWork& work, int
           for (int64_t d = 0; d < a.Dv; ++d) o[d] *= fade;
         }
       }
-      gemm_nn_add(batch, s.right.data(), count, values, a.Dv, s.target.data());
-      batch = 0;
+      gemm_nn_add(s.batch, s.right.data(), count, values, a.Dv, s.target.data());
+      s.batch = 0;
     };
     for (uint64_t bits = visit.tokens; bits != 0; bits &= bits - 1) {
       const int64_t t = __builtin_ctzll(bits);
       for (int64_t m = 0; m < M; ++m) {
-        s.left[batch] = a.q + row_of(a, at, chunk.first + t, m) * a.D;
-        s.token[batch] = chunk.first + t;
-        s.row[batch] = t * M + m;
-        if (++batch == kChunk) flush();
+        const float* query = a.q + row_of(a, at, chunk.first + t, m) * a.D;
+        if (s.add(query, chunk.first + t, t * M + m)) flush();
       }
     }
-    if (batch > 0) flush();
+    if (s.batch > 0) flush();
   }
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = row_of(a, at, chunk.first + r / M, r % M);
@@ -209,8 +219,7 @@ void block_sparse_forward(const BlockSparse& a, const BlockSparseWork& work, int
 SIGMA_MULTIVERSION
 void block_sparse_grad_q(const BlockSparse& a, const BlockSparseGrad& g,
                          const BlockSparseWork& work, int64_t task) {
-  Scratch s;
-  reserve(a, s);
+  Scratch s(work);
   const auto chunks = static_cast<int64_t>(work.chunks.size());
   const Place at = place_of(a, task / chunks);
   const BlockSparseWork::Chunk& chunk = work.chunks[static_cast<size_t>(task % chunks)];
@@ -230,37 +239,30 @@ void block_sparse_grad_q(const BlockSparse& a, const BlockSparseGrad& g,
     const Mask mask(a, at.b, visit.block);
     const int64_t count = mask.last - mask.first;
     const int64_t width = padded(count);
-    int64_t batch = 0;
     const auto flush = [&]() __attribute__((always_inline)) {
-      score_gradients(a, g, work, at, mask, visit.block, batch, s);
-      for (int64_t i = 0; i < batch; ++i) {
+      score_gradients(a, g, work, at, mask, visit.block, s);
+      for (int64_t i = 0; i < s.batch; ++i) {
         s.right[i] = s.grads.data() + i * width;
         s.target[i] = g.grad_q + s.row[i] * a.D;
       }
-      gemm_nn_add(batch, s.right.data(), count, a.k + (at.bg * a.Nk + mask.first) * a.D, a.D,
+      gemm_nn_add(s.batch, s.right.data(), count, a.k + (at.bg * a.Nk + mask.first) * a.D, a.D,
                   s.target.data());
-      batch = 0;
+      s.batch = 0;
     };
     for (uint64_t bits = visit.tokens; bits != 0; bits &= bits - 1) {
       const int64_t t = chunk.first + __builtin_ctzll(bits);
       for (int64_t m = 0; m < M; ++m) {
-        const int64_t row = row_of(a, at, t, m);
-        s.left[batch] = a.q + row * a.D;
-        s.right[batch] = g.grad_out + row * a.Dv;
-        s.token[batch] = t;
-        s.row[batch] = row;
-        if (++batch == kChunk) flush();
+        if (gather(a, g, at, t, m, s)) flush();
       }
     }
-    if (batch > 0) flush();
+    if (s.batch > 0) flush();
   }
 }
 
 SIGMA_MULTIVERSION
 void block_sparse_grad_kv(const BlockSparse& a, const BlockSparseGrad& g,
                           const BlockSparseWork& work, int64_t task) {
-  Scratch s;
-  reserve(a, s);
+  Scratch s(work);
   const Place at = place_of(a, task / a.W);
   const int64_t block = task % a.W;
   const Mask mask(a, at.b, block);
@@ -271,12 +273,11 @@ void block_sparse_grad_kv(const BlockSparse& a, const BlockSparseGrad& g,
   float* grad_v = g.grad_v + (at.bg * a.Nk + mask.first) * a.Dv;
   for (int64_t i = 0; i < count * a.D; ++i) grad_k[i] = 0;
   for (int64_t i = 0; i < count * a.Dv; ++i) grad_v[i] = 0;
-  int64_t batch = 0;
   const auto flush = [&]() __attribute__((always_inline)) {
-    score_gradients(a, g, work, at, mask, block, batch, s);
-    gemm_tn_add(count, batch, s.scores.data(), width, s.right.data(), a.Dv, grad_v);
-    gemm_tn_add(count, batch, s.grads.data(), width, s.left.data(), a.D, grad_k);
-    batch = 0;
+    score_gradients(a, g, work, at, mask, block, s);
+    gemm_tn_add(count, s.batch, s.scores.data(), width, s.right.data(), a.Dv, grad_v);
+    gemm_tn_add(count, s.batch, s.grads.data(), width, s.left.data(), a.D, grad_k);
+    s.batch = 0;
   };
   const int64_t* start = work.col_start.data() + at.bg * (a.W + 1);
   for (int64_t i = start[block]; i < start[block + 1]; ++i) {
@@ -285,16 +286,11 @@ void block_sparse_grad_kv(const BlockSparse& a, const BlockSparseGrad& g,
     const int64_t last = a.q_start ? a.q_start[row + 1] : row + 1;
     for (int64_t t = first; t < last; ++t) {
       for (int64_t m = 0; m < M; ++m) {
-        const int64_t r = row_of(a, at, t, m);
-        s.left[batch] = a.q + r * a.D;
-        s.right[batch] = g.grad_out + r * a.Dv;
-        s.token[batch] = t;
-        s.row[batch] = r;
-        if (++batch == kChunk) flush();
+        if (gather(a, g, at, t, m, s)) flush();
       }
     }
   }
-  if (batch > 0) flush();
+  if (s.batch > 0) flush();
 }
 
 }  // namespace sigma::kernels

@@ -58,6 +58,7 @@ struct BlockSparseWork {
   };
   std::vector<Chunk> chunks;
   std::vector<int64_t> column;      // [W+1]: padded start of each block's panel
+  int64_t widest = 0;               // columns of the widest panel
   std::vector<float> key_panels;    // [B,G] x column[W] x D
   std::vector<float> value_panels;  // backward: [B,G] x column[W] x Dv
   std::vector<int64_t> col_start;   // backward: [B,G] x (W+1)

@@ -17,8 +17,11 @@ BlockSparseWork block_sparse_work(const BlockSparse& a, bool backward) {
       work.chunks.push_back({-1, t, std::min(t + kBlockSparseChunk, a.Nq)});
   }
   work.column.assign(1, 0);
-  for (int64_t w = 0; w < a.W; ++w)
-    work.column.push_back(work.column.back() + padded(a.kv_start[w + 1] - a.kv_start[w]));
+  for (int64_t w = 0; w < a.W; ++w) {
+    const int64_t width = padded(a.kv_start[w + 1] - a.kv_start[w]);
+    work.column.push_back(work.column.back() + width);
+    work.widest = std::max(work.widest, width);
+  }
   const auto pairs = a.B * a.G;
   work.key_panels.resize(static_cast<size_t>(pairs * work.column[a.W] * a.D));
   if (!backward) return work;

@@ -22,7 +22,8 @@ typedef Lanes LanesInMemory __attribute__((aligned(4)));
 /// n up to the next multiple of kLanes.
 inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-#define SIGMA_INLINE inline __attribute__((always_inline))
+#define SIGMA_INLINED __attribute__((always_inline))
+#define SIGMA_INLINE inline SIGMA_INLINED
 
 /// exp(x) to about 1 ulp; 0 below -87.
 SIGMA_INLINE Lanes exp_lanes(Lanes x) {
@@ -90,54 +91,46 @@ SIGMA_INLINE void for_row_tiles(int64_t rows, Make tile) {
   if (r < rows) tile(r, std::integral_constant<int, 1>());
 }
 
+// left(r, k), right(k) + c and store(r, c, x): the elements of A, the rows of B, and where C goes.
+template <typename A, typename B, typename Store>
+SIGMA_INLINE void gemm(int64_t rows, int64_t depth, int64_t width, A left, B right, Store store) {
+  for (int64_t c = 0; c < width; c += kLanes) {
+    for_row_tiles(rows, [&](int64_t first, auto size) SIGMA_INLINED {
+      gemm_tile<size()>(
+          depth, [&](int r, int64_t k) SIGMA_INLINED { return left(first + r, k); },
+          [&](int64_t k) SIGMA_INLINED { return right(k) + c; },
+          [&](int r, Lanes x) SIGMA_INLINED { store(first + r, c, x); });
+    });
+  }
+}
+
+SIGMA_INLINE void add_lanes(float* to, Lanes x) { store_lanes(to, load_lanes(to) + x); }
+
 /// C[r] = A[r] B: A rows given by pointers, B [depth, width], C [rows, stride].
 SIGMA_INLINE void gemm_nn(int64_t rows, const float* const* A, int64_t depth, const float* B,
                           int64_t width, float* C, int64_t stride) {
-  for (int64_t c = 0; c < width; c += kLanes) {
-    for_row_tiles(rows, [&](int64_t first, auto size) __attribute__((always_inline)) {
-      const float* const* a = A + first;
-      gemm_tile<size()>(
-          depth, [&](int r, int64_t k) __attribute__((always_inline)) { return a[r][k]; },
-          [&](int64_t k) __attribute__((always_inline)) { return B + k * width + c; },
-          [&](int r, Lanes x)
-              __attribute__((always_inline)) { store_lanes(C + (first + r) * stride + c, x); });
-    });
-  }
+  gemm(
+      rows, depth, width, [&](int64_t r, int64_t k) SIGMA_INLINED { return A[r][k]; },
+      [&](int64_t k) SIGMA_INLINED { return B + k * width; },
+      [&](int64_t r, int64_t c, Lanes x) SIGMA_INLINED { store_lanes(C + r * stride + c, x); });
 }
 
 /// C[r] += A[r] B: A and C rows given by pointers, B [depth, width].
 SIGMA_INLINE void gemm_nn_add(int64_t rows, const float* const* A, int64_t depth, const float* B,
                               int64_t width, float* const* C) {
-  for (int64_t c = 0; c < width; c += kLanes) {
-    for_row_tiles(rows, [&](int64_t first, auto size) __attribute__((always_inline)) {
-      const float* const* a = A + first;
-      gemm_tile<size()>(
-          depth, [&](int r, int64_t k) __attribute__((always_inline)) { return a[r][k]; },
-          [&](int64_t k) __attribute__((always_inline)) { return B + k * width + c; },
-          [&](int r, Lanes x) __attribute__((always_inline)) {
-            float* to = C[first + r] + c;
-            store_lanes(to, load_lanes(to) + x);
-          });
-    });
-  }
+  gemm(
+      rows, depth, width, [&](int64_t r, int64_t k) SIGMA_INLINED { return A[r][k]; },
+      [&](int64_t k) SIGMA_INLINED { return B + k * width; },
+      [&](int64_t r, int64_t c, Lanes x) SIGMA_INLINED { add_lanes(C[r] + c, x); });
 }
 
 /// C[j] += sum_r A[r][j] B[r]: A [depth, stride], B rows given by pointers, C [rows, width].
 SIGMA_INLINE void gemm_tn_add(int64_t rows, int64_t depth, const float* A, int64_t stride,
                               const float* const* B, int64_t width, float* C) {
-  for (int64_t c = 0; c < width; c += kLanes) {
-    for_row_tiles(rows, [&](int64_t first, auto size) __attribute__((always_inline)) {
-      gemm_tile<size()>(
-          depth,
-          [&](int r, int64_t k)
-              __attribute__((always_inline)) { return A[k * stride + first + r]; },
-          [&](int64_t k) __attribute__((always_inline)) { return B[k] + c; },
-          [&](int r, Lanes x) __attribute__((always_inline)) {
-            float* to = C + (first + r) * width + c;
-            store_lanes(to, load_lanes(to) + x);
-          });
-    });
-  }
+  gemm(
+      rows, depth, width, [&](int64_t j, int64_t k) SIGMA_INLINED { return A[k * stride + j]; },
+      [&](int64_t k) SIGMA_INLINED { return B[k]; },
+      [&](int64_t j, int64_t c, Lanes x) SIGMA_INLINED { add_lanes(C + j * width + c, x); });
 }
 
 }  // namespace sigma::kernels
