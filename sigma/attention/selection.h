@@ -5,7 +5,7 @@
 //
 //   p_slc[j] = sum_i w_ij p_cmp[i],  w_ij = |window_i and block_j| / d,  then summed over a group
 //
-// Eq. 9 counts from 1; read from 0, as published code must not, it points b/d - 1 strides early.
+// Eq. 9 counts from 1: read from 0 it points b/d - 1 strides early.
 //
 // The choice (eq. 11, 12) takes n blocks: the forced ones (the first `init_blocks`, and those
 // within `local_radius` of the row's own), then by `strategy`:
