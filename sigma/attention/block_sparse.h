@@ -1,6 +1,6 @@
 // Block-sparse attention: every row of queries attends to the blocks of keys that its list names.
 //
-//   out_i = sum_{j in A(i)} softmax_j(scale q_i . k_j) v_j,   scale 1/sqrt(D), applied after the dot
+//   out_i = sum_{j in A(i)} softmax_j(scale q_i . k_j) v_j,  scale 1/sqrt(D), after the dot
 //   A(i) = keys of listed blocks that are valid and, where ranks are given, not later than i
 //
 // q [B,H,Nq,D], k [B,G,Nk,D], v [B,G,Nk,Dv], in packed order (block_plan.h); query head h reads

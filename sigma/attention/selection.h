@@ -13,7 +13,7 @@
 //   top_n     highest score first
 //   max_min   repeat: argmax of alpha log p_j + log min_{i chosen} (1 - cos(c_i, c_j))
 //             (DivPrune, arXiv 2503.02175, is alpha = 0)
-//   dart      pivots, the forced blocks and the best `num_pivots`; each takes its share of the rest,
+//   dart      pivots, the forced blocks and the best `num_pivots`; each takes a share of the rest,
 //             lowest cosine to itself first (DART, arXiv 2502.11494)
 //
 // c_j is the mean key of block j. Both filter each row's best `pool_factor` n candidates, where the

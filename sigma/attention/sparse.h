@@ -1,11 +1,11 @@
 // Native sparse attention (arXiv 2502.11089), on sequences and on 2-D and 3-D grids.
 //
 //   o = g_cmp Attn(q, Kc, Vc) + g_slc Attn(q, K, V over chosen blocks) + g_win Attn(q, K, V nearby)
-//   Kc_i = phi_K(window i), Vc_i = phi_V(window i);   g = sigmoid(W_g x + b_g), one a head and branch
+//   Kc_i = phi_K(window i), Vc_i = phi_V(window i);  g = sigmoid(W_g x + b_g), a head and branch
 //   phi = mean over the window's tokens (`mean`), + W2 gelu(W1 vec(tokens + pe)) (`mlp`, 2 D wide)
 //
-// The probabilities of the compressed branch score the blocks, summed over the heads of a group and,
-// on full grids, over the queries of a tile (selection.h). Sequences with pattern `causal` have a
+// The probabilities of the compressed branch score the blocks, summed over a group of heads and, on
+// full grids, over the queries of a tile (selection.h). Sequences with pattern `causal` have a
 // list for every token and, where `window` is set, the third branch; other layouts have tiles of
 // queries and two branches. Keys and values may be a branch's own (`separate_kv`, the paper's).
 //

@@ -5,11 +5,13 @@
 // its tokens' lists once; a block is multiplied with the rows that listed it, 64 at a time, and an
 // online softmax keeps a maximum and a sum a row:
 //
-//   S = Q K^T,  P = exp(scale S - m),  O = O exp(m_old - m) + P V,  at the end O / l, lse = m + log l
+//   S = Q K^T,  P = exp(scale S - m),  O = O exp(m_old - m) + P V
+//   at the end O / l,  lse = m + log l
 //
 // The backward recomputes P from lse; delta = dO . O; dS = P (dO V^T - delta):
 //
-//   by chunks of queries:  dQ = scale dS K        by blocks of keys:  dV = P^T dO, dK = scale dS^T Q
+//   by chunks of queries:  dQ = scale dS K
+//   by blocks of keys:     dV = P^T dO,  dK = scale dS^T Q
 //
 // Every sum has a fixed order, so that the bits do not depend on the number of threads. D and Dv
 // are multiples of 16; all tensors are contiguous.
