@@ -23,8 +23,8 @@ class Linear : public Module {
   torch::Tensor bias_;
 };
 
-/// (x - mean) / sqrt(var + eps) over the last axis, times weight plus bias. Computed and returned in
-/// at least float32.
+/// (x - mean) / sqrt(var + eps) over the last axis, times weight plus bias. Computed and returned
+/// in at least float32.
 class LayerNorm : public Module {
  public:
   explicit LayerNorm(int64_t dim, double eps = 1e-6);
