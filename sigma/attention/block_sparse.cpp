@@ -1,14 +1,11 @@
 #include "sigma/attention/block_sparse.h"
 
-#include <ATen/Parallel.h>
 #include <torch/autograd.h>
 #include <torch/types.h>
 
-#include <atomic>
 #include <cmath>
 
 #include "sigma/attention/kernels/block_sparse.h"
-#include "sigma/attention/kernels/small_gemm.h"
 #include "sigma/base/error.h"
 
 namespace sigma {
@@ -63,12 +60,6 @@ double scale_of(const BlockSparseInput& in) {
   return in.scale != 0 ? in.scale : 1 / std::sqrt(static_cast<double>(in.q.size(3)));
 }
 
-// Invalid keys may hold NaN, which 0 times would keep.
-Tensor without_invalid(const Tensor& x, const Tensor& key_valid) {
-  if (!key_valid.defined()) return x;
-  return x.masked_fill(key_valid.logical_not().unsqueeze(1).unsqueeze(-1), 0);
-}
-
 // Whether each of queries [first, last) may see each key: bool [B,G,rows,Nk].
 Tensor visible(const BlockSparseInput& in, int64_t first, int64_t last) {
   const torch::Device device = in.q.device();
@@ -110,8 +101,8 @@ class Fast : public torch::autograd::Function<Fast> {
     const Tensor lse = torch::empty({q.size(0), q.size(1), q.size(2)}, q.options());
     const kernels::BlockSparse a = arguments(in, out, lse);
     kernels::BlockSparseWork work = packed(a, /*backward=*/false);
-    run(a.B * a.G * static_cast<int64_t>(work.chunks.size()),
-        [&](int64_t task) { kernels::block_sparse_forward(a, work, task); });
+    run_tasks(a.B * a.G * static_cast<int64_t>(work.chunks.size()),
+              [&](int64_t task) { kernels::block_sparse_forward(a, work, task); });
     ctx->save_for_backward({in.q, in.k, in.v, out, lse, in.index, in.kv_start, in.q_start,
                             in.rank_q, in.rank_k, in.key_valid});
     ctx->saved_data["window"] = in.window;
@@ -145,9 +136,10 @@ class Fast : public torch::autograd::Function<Fast> {
                                      .grad_q = grad_q.data_ptr<float>(),
                                      .grad_k = grad_k.data_ptr<float>(),
                                      .grad_v = grad_v.data_ptr<float>()};
-    run(a.B * a.G * static_cast<int64_t>(work.chunks.size()),
-        [&](int64_t task) { kernels::block_sparse_grad_q(a, g, work, task); });
-    run(a.B * a.G * a.W, [&](int64_t task) { kernels::block_sparse_grad_kv(a, g, work, task); });
+    run_tasks(a.B * a.G * static_cast<int64_t>(work.chunks.size()),
+              [&](int64_t task) { kernels::block_sparse_grad_q(a, g, work, task); });
+    run_tasks(a.B * a.G * a.W,
+              [&](int64_t task) { kernels::block_sparse_grad_kv(a, g, work, task); });
     return {grad_q, grad_k, grad_v, Tensor()};
   }
 
@@ -188,25 +180,11 @@ class Fast : public torch::autograd::Function<Fast> {
     });
     return work;
   }
-  // Tasks are handed out one by one: their lengths differ. Each writes its own rows.
-  template <typename F>
-  static void run(int64_t tasks, F task) {
-    std::atomic<int64_t> next{0};
-    at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
-      for (int64_t i = next++; i < tasks; i = next++) task(i);
-    });
-  }
 };
 
 bool takes_kernels(const BlockSparseInput& in) {
   return in.q.is_cpu() && in.q.scalar_type() == torch::kFloat &&
          in.k.scalar_type() == torch::kFloat && in.v.scalar_type() == torch::kFloat;
-}
-
-// Zero columns change no dot product.
-Tensor pad_columns(const Tensor& x) {
-  const int64_t missing = kernels::padded(x.size(3)) - x.size(3);
-  return missing == 0 ? x : torch::constant_pad_nd(x, {0, missing});
 }
 
 }  // namespace

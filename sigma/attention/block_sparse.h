@@ -16,6 +16,8 @@
 
 #include <cstdint>
 
+#include "sigma/attention/operator.h"
+
 namespace sigma {
 
 struct BlockSparseInput {
@@ -29,11 +31,6 @@ struct BlockSparseInput {
   int64_t window = 0;       // > 0 (with ranks): only keys with rank_q - rank_k < window
   torch::Tensor key_valid;  // [B,Nk] bool; the rows of other keys may hold NaN
   double scale = 0;         // 0: 1/sqrt(D)
-};
-
-struct AttentionOutput {
-  torch::Tensor out;  // [B,H,Nq,Dv]
-  torch::Tensor lse;  // [B,H,Nq] natural log; has no gradient
 };
 
 /// Errors: kUsage (shapes that do not fit, both printed; H not divisible by G).
