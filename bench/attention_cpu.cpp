@@ -1,5 +1,6 @@
-// Block-sparse attention on the CPU against torch's dense attention and a plain gather, in one run.
-//   build/bench/attention_cpu [--json] [--check]
+// Block-sparse attention on the CPU against torch's dense attention and a plain gather, and
+// multi-token attention against its score maps, in one run.
+//   build/bench/attention_cpu [tiles | tokens | coherent | gather | multi_token | layer | long ...] [--json] [--check]
 //
 // Floor: 2 (D + Dv) operations a listed (query, key) pair and head; q, k, v and out move once.
 // A ratio is theirs over ours: above 1 is faster. --check exits 1 when a goal is missed.
@@ -12,9 +13,11 @@
 #include <cstring>
 #include <functional>
 
+#include "bench/peak_memory.h"
 #include "sigma/attention/block_plan.h"
 #include "sigma/attention/block_sparse.h"
 #include "sigma/attention/dense.h"
+#include "sigma/attention/multi_token_op.h"
 #include "sigma/attention/sparse.h"
 #include "sigma/base/config.h"
 #include "sigma/base/random.h"
@@ -70,7 +73,8 @@ Tensor random_lists(int64_t rows, int64_t W, int64_t n, const Tensor& allowed, u
 struct Row {
   std::string name;
   double ours = 0, ours_both = 0, theirs = 0, theirs_both = 0, gflops = 0;
-  double goal = 0, goal_both = 0;
+  double memory = 0, memory_ratio = 0;  // with gradients
+  double goal = 0, goal_both = 0, goal_memory = 0;
 };
 
 struct Inputs {
@@ -194,6 +198,43 @@ Row layer(int repeats) {
   return row;
 }
 
+// The published formulation: whole score maps, convolved by torch.
+Row multi_token(int64_t N, int repeats) {
+  const Inputs x(N);
+  const auto kernel = [](uint32_t site) {
+    return (normal({kHeads, 6, 11}, site) * 0.2).requires_grad_();
+  };
+  sigma::MultiTokenInput in{.q = x.q, .k = x.k, .v = x.v, .layout = {.grid = {1, 1, N}}};
+  in.before = {.kernel = kernel(11),
+               .queries = sigma::past_steps({1, 1, 6}),
+               .keys = sigma::centred_steps({1, 1, 11})};
+  in.after = in.before;
+  in.after.kernel = kernel(12);
+  const auto ours = [&] { return sigma::multi_token_attention(in).out; };
+  const auto convolved = [](const Tensor& maps, const Tensor& weight) {
+    return at::conv2d(torch::constant_pad_nd(maps, {5, 5, 5, 0}), weight.flip({1, 2}).unsqueeze(1),
+                      Tensor(), torch::IntArrayRef{1}, torch::IntArrayRef{0}, torch::IntArrayRef{1},
+                      kHeads);
+  };
+  const auto maps = [&] {
+    const Tensor scores = torch::matmul(x.q, x.k.transpose(-1, -2)) / std::sqrt(kDim);
+    const Tensor P = torch::softmax(convolved(scores, in.before.kernel), -1);
+    return torch::matmul(convolved(P, in.after.kernel), x.v);
+  };
+  Row row{.name = fmt::format("multi-token 6 x 11, against score maps, N {}", N),
+          .goal_both = 4,
+          .goal_memory = 10};
+  row.memory = sigma::bench::peak_bytes([&] { ours().backward(x.grad); });
+  row.memory_ratio = sigma::bench::peak_bytes([&] { maps().backward(x.grad); }) / row.memory;
+  row.ours = forward_seconds(ours, repeats);
+  row.theirs = forward_seconds(maps, repeats);
+  row.ours_both = both_seconds(ours, x.grad, repeats);
+  row.theirs_both = both_seconds(maps, x.grad, repeats);
+  const auto pairs = static_cast<double>(N * N * kHeads);
+  row.gflops = pairs * (4 * kDim + 4 * 66) / row.ours / 1e9;
+  return row;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -206,18 +247,25 @@ int main(int argc, char** argv) {
   if (!json)
     fmt::print("{:58} {:>10} {:>8} {:>12} {:>9}\n", "CPU, float32, 2 threads, H 8, D 64",
                "forward ms", "ratio", "with grad ms", "ratio");
+  std::vector<std::string> names;
+  for (int i = 1; i < argc; ++i)
+    if (argv[i][0] != '-') names.emplace_back(argv[i]);
   // The last takes minutes, nearly all of them in dense attention: once each, unwarmed.
-  const std::vector<std::function<Row()>> rows = {[] { return tiles(8192, 4, 3.5, 3); },
-                                                  [] { return tokens(8192, 0, 1, 1); },
-                                                  [] { return tokens(8192, 0.75, 3, 1); },
-                                                  [] { return gather(4096, 3); },
-                                                  [] { return layer(1); },
-                                                  [] { return tiles(32768, 5, 4.5, 1); }};
-  for (const auto& make : rows) {
+  const std::vector<std::pair<std::string, std::function<Row()>>> rows = {
+      {"tiles", [] { return tiles(8192, 4, 3.5, 3); }},
+      {"tokens", [] { return tokens(8192, 0, 1, 1); }},
+      {"coherent", [] { return tokens(8192, 0.75, 3, 1); }},
+      {"gather", [] { return gather(4096, 3); }},
+      {"multi_token", [] { return multi_token(4096, 3); }},
+      {"layer", [] { return layer(1); }},
+      {"long", [] { return tiles(32768, 5, 4.5, 1); }}};
+  for (const auto& [name, make] : rows) {
+    if (!names.empty() && std::find(names.begin(), names.end(), name) == names.end()) continue;
     const Row r = make();
     const double ratio = r.theirs / r.ours;
     const double ratio_both = r.ours_both > 0 ? r.theirs_both / r.ours_both : 0;
-    const bool miss = ratio < r.goal || (r.goal_both > 0 && ratio_both < r.goal_both);
+    const bool miss = ratio < r.goal || (r.goal_both > 0 && ratio_both < r.goal_both) ||
+                      r.memory_ratio < r.goal_memory;
     missed = missed || miss;
     if (json) {
       fmt::print("{}\n", sigma::Json({{"case", r.name},
@@ -226,12 +274,16 @@ int main(int argc, char** argv) {
                                       {"with_grad_ms", r.ours_both * 1e3},
                                       {"with_grad_ratio", ratio_both},
                                       {"forward_gflops", r.gflops},
-                                      {"goals", {r.goal, r.goal_both}}})
+                                      {"with_grad_mb", r.memory / 1e6},
+                                      {"with_grad_memory_ratio", r.memory_ratio},
+                                      {"goals", {r.goal, r.goal_both, r.goal_memory}}})
                              .dump());
     } else {
       fmt::print("{:58} {:10.1f} {:8.2f} {:12.1f} {:9.2f}  {:.0f} GFLOP/s{}\n", r.name,
                  r.ours * 1e3, ratio, r.ours_both * 1e3, ratio_both, r.gflops,
                  miss ? fmt::format("  goal {} / {} missed", r.goal, r.goal_both) : "");
+      if (r.memory > 0)
+        fmt::print("{:58} {:10.0f} MB, 1/{:.0f} of theirs\n", "", r.memory / 1e6, r.memory_ratio);
     }
     std::fflush(stdout);
   }

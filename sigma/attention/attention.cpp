@@ -5,17 +5,21 @@
 namespace sigma {
 
 void AttentionConfig::visit(ConfigVisitor& v) {
-  v.choice("kind", kind, {"dense", "sparse"}, "kind of attention");
+  v.choice("kind", kind, {"dense", "sparse", "multi_token"}, "kind of attention");
   v.field("layers", layers,
           "blocks that use this kind: all, odd, \"every 4th\" or a list; the others are dense");
   v.field("qk_norm", qk_norm, "RMS norm of queries and keys");
   if (v.when(kind, "sparse")) sparse.visit(v);
+  if (v.when(kind, "multi_token")) multi_token.visit(v);
 }
 
 std::shared_ptr<Attention> make_attention(const AttentionConfig& config, int64_t dim,
-                                          int64_t num_heads, const Grid& grid) {
+                                          int64_t num_heads, const Grid& grid, int64_t layer) {
   if (config.kind == "sparse")
     return std::make_shared<SparseAttention>(config.sparse, dim, num_heads, config.qk_norm, grid);
+  if (config.kind == "multi_token")
+    return std::make_shared<MultiTokenAttention>(config.multi_token, dim, num_heads, config.qk_norm,
+                                                 grid, layer);
   return std::make_shared<DenseAttention>(dim, num_heads, config.qk_norm);
 }
 

@@ -15,6 +15,15 @@ int64_t parts(int64_t size, int64_t side) { return (size + side - 1) / side; }
 
 }  // namespace
 
+Grid box_of_sides(const std::string& key, const std::vector<int64_t>& sides, int axes) {
+  SIGMA_CHECK(kUsage, std::cmp_equal(sides.size(), axes),
+              "{}: expected {} sides, one an axis of the grid, got {}", key, axes, sides.size());
+  Grid box{.frames = 1, .height = 1, .width = sides.back()};
+  if (axes >= 2) box.height = sides[sides.size() - 2];
+  if (axes == 3) box.frames = sides[0];
+  return box;
+}
+
 BlockGeometry block_geometry(const TokenLayout& layout, const Grid& block) {
   SIGMA_CHECK(kUsage, block.frames >= 1 && block.height >= 1 && block.width >= 1,
               "block: expected sides of at least 1, got {} x {} x {}", block.frames, block.height,

@@ -11,6 +11,8 @@
 #include <torch/types.h>
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "sigma/nn/token_layout.h"
 
@@ -31,6 +33,10 @@ struct BlockGeometry {
   /// [N]: packed row -> causal rank: the token's place in the layout.
   const torch::Tensor& rank() const { return order; }
 };
+
+/// `sides` on the axes of a grid (frames, rows, columns) as a box, 1 on the axes it has not. Errors:
+/// kUsage (another number of sides, naming `key`).
+Grid box_of_sides(const std::string& key, const std::vector<int64_t>& sides, int axes);
 
 /// Errors: kUsage (a side below 1, a masked layout).
 BlockGeometry block_geometry(const TokenLayout& layout, const Grid& block);

@@ -17,6 +17,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr int64_t kPanel = 64;
+constexpr int64_t kColumns = 32;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Where the kernels want the tokens: grid rows as far apart as the convolutions reach, then a gap,
@@ -58,7 +59,7 @@ Places places_of(const MultiTokenInput& in) {
   const int64_t end = (F - 1) * p.frame + (Y - 1) * p.row + X;
   const int64_t alone = layout.before + layout.after;
   const int64_t reach = most[0] * p.frame + most[1] * p.row + most[2];
-  p.isolated = alone > 0 ? kernels::padded(end + reach) : 0;
+  p.isolated = alone > 0 ? (end + reach + kColumns - 1) / kColumns * kColumns : 0;
   p.queries = alone > 0 ? p.isolated + alone : end;
   const int64_t count = (p.queries + kPanel - 1) / kPanel * kPanel;
   if (alone == 0) p.isolated = count;
@@ -144,7 +145,7 @@ class Fast : public torch::autograd::Function<Fast> {
     a.out = out.data_ptr<float>();
     a.lse = lse.data_ptr<float>();
     const kernels::MultiTokenWork work = kernels::multi_token_work(a);
-    run_tasks(work.forward_tasks,
+    run_tasks(work.forward_parts * work.groups,
               [&](int64_t task) { kernels::multi_token_forward(a, work, task); });
     ctx->save_for_backward(saved);
     ctx->mark_non_differentiable({lse});
@@ -174,7 +175,7 @@ class Fast : public torch::autograd::Function<Fast> {
                                     .after = after.data_ptr<double>(),
                                     .before_mix = before_mix.data_ptr<double>(),
                                     .after_mix = after_mix.data_ptr<double>()};
-    run_tasks(work.backward_tasks,
+    run_tasks(work.parts * work.groups,
               [&](int64_t task) { kernels::multi_token_backward(a, g, work, task); });
     const auto total = [&](const Tensor& x, Saved like) {
       const Tensor& t = saved[like];
@@ -210,7 +211,7 @@ class Fast : public torch::autograd::Function<Fast> {
         .q = t[kQ].data_ptr<float>(),
         .k = t[kK].data_ptr<float>(),
         .v = t[kV].data_ptr<float>(),
-        .bias = t[kBias].data_ptr<float>(),
+        .bias = t[kBias].defined() ? t[kBias].data_ptr<float>() : nullptr,
         .is_token = t[kPresent].data_ptr<bool>(),
         .scale = static_cast<float>(ctx->saved_data["scale"].toDouble()),
         .before = convolution(t, kBefore, kBeforeMix, kBeforeQueries, kBeforeKeys),

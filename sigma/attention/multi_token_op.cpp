@@ -86,9 +86,9 @@ Tensor mixed(const Tensor& maps, const ScoreMixing& m, const TokenLayout& layout
 
 }  // namespace
 
-std::vector<GridStep> centred_steps(const Grid& sides) {
+std::vector<GridStep> centred_steps(const Grid& sides, const std::string& key) {
   for (const int64_t side : {sides.frames, sides.height, sides.width})
-    SIGMA_CHECK(kUsage, side % 2 == 1, "a centred kernel: expected odd sides, got {}", side);
+    SIGMA_CHECK(kUsage, side % 2 == 1, "{}: expected odd sides, got {}", key, side);
   const GridStep most = {sides.frames / 2, sides.height / 2, sides.width / 2};
   return box({-most[0], -most[1], -most[2]}, most);
 }

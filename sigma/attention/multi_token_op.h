@@ -21,6 +21,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "sigma/attention/operator.h"
@@ -39,8 +40,8 @@ struct ScoreMixing {
 };
 
 /// The steps of a box of `sides`: centred (odd sides), or 0 and up to sides - 1 back. Errors:
-/// kUsage (an even side, centred).
-std::vector<GridStep> centred_steps(const Grid& sides);
+/// kUsage (an even side, centred, naming `key`).
+std::vector<GridStep> centred_steps(const Grid& sides, const std::string& key = "kernel");
 std::vector<GridStep> past_steps(const Grid& sides);
 
 struct MultiTokenInput {

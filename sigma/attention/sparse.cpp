@@ -20,14 +20,8 @@ constexpr int64_t kWindowBlock = 64;  // compressed keys of a block
 
 Grid block_of(const std::vector<int64_t>& sides, int axes) {
   static const std::vector<std::vector<int64_t>> kDefault = {{64}, {8, 8}, {4, 4, 4}};
-  const auto& s = sides.empty() ? kDefault[static_cast<size_t>(axes - 1)] : sides;
-  SIGMA_CHECK(kUsage, std::cmp_equal(s.size(), axes),
-              "attention.block: expected {} sides, one an axis of the grid, got {}", axes,
-              s.size());
-  Grid block{.frames = 1, .height = 1, .width = s.back()};
-  if (axes >= 2) block.height = s[s.size() - 2];
-  if (axes == 3) block.frames = s[0];
-  return block;
+  return box_of_sides("attention.block",
+                      sides.empty() ? kDefault[static_cast<size_t>(axes - 1)] : sides, axes);
 }
 
 // [B,N,heads*D] -> [B,heads,N,D]

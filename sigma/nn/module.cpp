@@ -16,6 +16,14 @@ void fill(torch::Tensor parameter, const Init& init, uint64_t seed, const std::s
     parameter.fill_(init.scale);
     return;
   }
+  if (init.kind == Init::Kind::kImpulse) {
+    parameter.zero_().flatten(1).select(1, static_cast<int64_t>(init.scale)).fill_(1);
+    return;
+  }
+  if (init.kind == Init::Kind::kIdentity) {
+    parameter.copy_(torch::eye(parameter.size(-1)).expand_as(parameter));
+    return;
+  }
   // Drawn on the CPU in float32, then copied: the same weights on every device.
   torch::Tensor values = torch::empty(parameter.sizes(), torch::kFloat);
   const uint32_t stream = random_stream(Purpose::kInit, 0);

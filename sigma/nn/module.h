@@ -17,9 +17,9 @@ namespace sigma {
 
 /// How a parameter starts.
 struct Init {
-  enum class Kind { kConstant, kNormal, kUniform, kXavier };
+  enum class Kind { kConstant, kNormal, kUniform, kXavier, kImpulse, kIdentity };
   Kind kind = Kind::kConstant;
-  double scale = 0;  // value, standard deviation, half width
+  double scale = 0;  // value, standard deviation, half width, place
 
   static Init constant(double value) { return {Kind::kConstant, value}; }
   static Init zero() { return constant(0); }
@@ -29,6 +29,10 @@ struct Init {
   /// Uniform in +-sqrt(6 / (rows + columns)) of a matrix [rows, columns...] (Glorot and Bengio
   /// 2010).
   static Init xavier() { return {Kind::kXavier, 0}; }
+  /// 1 at `place` of every flattened slice along the first axis, else 0.
+  static Init impulse(int64_t place) { return {Kind::kImpulse, static_cast<double>(place)}; }
+  /// The unit matrix on the last two axes.
+  static Init identity() { return {Kind::kIdentity, 0}; }
 };
 
 class Module : public torch::nn::Module {

@@ -91,7 +91,7 @@ Trunk::Trunk(const TrunkConfig& config, const Grid& grid, Conditioning condition
   for (int64_t i = 0; i < config.depth; ++i) {
     const auto layer = static_cast<size_t>(i);
     auto attention = make_attention(attention_layers[layer] ? config.attention : dense, dim,
-                                    config.num_heads, grid);
+                                    config.num_heads, grid, i);
     auto block =
         std::make_shared<Block>(dim, attention, make_mlp(config, mlp_layers[layer]), conditioning);
     blocks_.push_back(blocks->register_module(std::to_string(i), block));

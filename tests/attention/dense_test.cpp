@@ -232,7 +232,7 @@ TEST(DenseAttention, ParametersGetGradients) {
 TEST(MakeAttention, DenseByName) {
   AttentionConfig config;
   config.qk_norm = true;
-  auto attention = make_attention(config, 16, 4, {1, 1, 8});
+  auto attention = make_attention(config, 16, 4, {1, 1, 8}, 0);
   EXPECT_EQ(attention->named_parameters()["q_norm.weight"].numel(), 4);
 }
 

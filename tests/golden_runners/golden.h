@@ -125,6 +125,7 @@ void run_imm_samplers(const GoldenFile&, Report&);
 void run_rope(const GoldenFile&, Report&);
 void run_dense(const GoldenFile&, Report&);
 void run_sparse(const GoldenFile&, Report&);
+void run_multi_token(const GoldenFile&, Report&);
 void run_tile_order(const GoldenFile&, Report&);
 void run_selection(const GoldenFile&, Report&);
 void run_moe(const GoldenFile&, Report&);

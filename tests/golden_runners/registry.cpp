@@ -38,7 +38,7 @@ const std::map<std::string, Entry>& registry() {
       // attention
       {"rope_", run_rope},
       {"dense_", run_dense},
-      {"mta_", "attention multi_token"},
+      {"mta_", run_multi_token},
       {"nsa_", run_sparse},
       {"vsa_", "attention sparse (preset vsa)"},
       {"vsa_lists_", run_sparse},

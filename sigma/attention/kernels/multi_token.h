@@ -34,13 +34,13 @@ struct MultiToken {
   int64_t B = 0, H = 0, D = 0, Dv = 0;  // D, Dv: multiples of 16
   int64_t places = 0;                   // a multiple of 64
   int64_t queries = 0;                  // places after the last token are left out
-  int64_t isolated = 0;                 // a multiple of 16
+  int64_t isolated = 0;                 // a multiple of 32
   const float* q = nullptr;             // [B,H,places,D]
   const float* k = nullptr;
-  const float* v = nullptr;        // [B,H,places,Dv]
-  const float* bias = nullptr;     // [B,places]: 0 for keys that are there, else -inf
-  const int64_t* rank = nullptr;   // [places]: keys of a higher rank are hidden; null: none are
-  bool ordered = false;            // rank[i] = i
+  const float* v = nullptr;       // [B,H,places,Dv]
+  const float* bias = nullptr;    // [B,places]: 0 for keys that are there, else -inf; null: all are
+  const int64_t* rank = nullptr;  // [places]: keys of a higher rank are hidden; null: none are
+  bool ordered = false;           // rank[i] = i
   const bool* is_token = nullptr;  // [places]
   float scale = 1;
   MapConvolution before, after;  // the softmax
@@ -60,14 +60,14 @@ struct MultiTokenGrad {
   double* after_mix = nullptr;
 };
 
-/// Sizes that the shapes alone decide.
+/// Sizes that the shapes alone decide. A task is a run of strips of some heads of one image.
 struct MultiTokenWork {
   int64_t heads = 1;   // of a task
   int64_t strip = 64;  // queries of a strip
   int64_t strips = 0;
-  int64_t parts = 1;       // of the backward: runs of strips that add up gradients of their own
-  int64_t forward_tasks;   // B * H/heads * strips
-  int64_t backward_tasks;  // parts * B * H/heads
+  int64_t groups = 0;         // B * H/heads
+  int64_t forward_parts = 1;  // runs of strips: tasks = parts * groups
+  int64_t parts = 1;          // the same of the backward, which adds up gradients for each
 };
 MultiTokenWork multi_token_work(const MultiToken& a);
 

@@ -10,8 +10,6 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-int64_t count(const std::vector<Tap>& taps) { return static_cast<int64_t>(taps.size()); }
-
 Reach reach(const int64_t* steps, int64_t count) {
   Reach r;
   for (int64_t i = 0; i < count; ++i) {
@@ -48,6 +46,7 @@ Taps::Taps(const MapConvolution& c, int64_t head, int64_t stride, bool transpose
       if (own_query && own_key) add(true, true, tap, place);
     }
   }
+  for (int i = 0; i < 4; ++i) stencils_[i] = stencil_of(taps_[i], stride);
 }
 
 void Taps::add(bool query_alone, bool key_alone, Tap tap, int64_t place) {
@@ -81,10 +80,10 @@ std::vector<Taps> Strip::taps(const MapConvolution& c, bool transposed) const {
   return all;
 }
 
-std::vector<float> Strip::panels(const float* x, int64_t depth) const {
+std::vector<float> Strip::panels(const float* x, int64_t depth, float scale) const {
   std::vector<float> all(static_cast<size_t>(heads_ * a_.places * depth));
   for (int64_t h = 0; h < heads_; ++h)
-    pack_panels(x + at(h) * depth, a_.places, depth, &all[h * a_.places * depth]);
+    pack_panels(x + at(h) * depth, a_.places, depth, scale, &all[h * a_.places * depth]);
   return all;
 }
 
@@ -101,8 +100,8 @@ Rows Strip::inside(Rows rows) const {
   return {first, std::max(first, std::min(rows.last, a_.queries))};
 }
 
-void Strip::scores(const float* x, const std::vector<float>& panels, int64_t depth, float scale,
-                   Rows rows, Maps& out) const {
+void Strip::scores(const float* x, const std::vector<float>& panels, int64_t depth, Rows rows,
+                   Maps& out) const {
   const Rows in = inside(rows);
   const int64_t width = columns(in);
   for (int64_t h = 0; h < heads_; ++h) {
@@ -117,7 +116,6 @@ void Strip::scores(const float* x, const std::vector<float>& panels, int64_t dep
         map.clear(i, 0);
         continue;
       }
-      if (scale != 1) scale_by(scale, map.row(i), width);
       map.clear(i, width);
       hide_row(i, map);
     }
@@ -136,24 +134,38 @@ void Strip::hide(Rows rows, Maps& maps) const {
     for (int64_t i = rows.first; i < rows.last; ++i) hide_row(i, map);
 }
 
+void Strip::convolve_rows(const Taps& taps, const Map& in, int64_t i, int64_t rows,
+                          Map& out) const {
+  const bool alone = i >= a_.isolated;
+  const int64_t width = columns_of_row(i + rows - 1);
+  const int64_t split = std::min(width, a_.isolated);
+  for (const bool key_alone : {false, true}) {
+    const int64_t first = key_alone ? split : 0;
+    const int64_t count = key_alone ? width - split : split;
+    if (rows == kStencilRows) {
+      stencil_rows(taps.stencil(alone, key_alone), in.row(i) + first, out.row(i) + first,
+                   out.stride(), count);
+    } else {
+      stencil(taps.taps(alone, key_alone), in.row(i) + first, out.row(i) + first, count);
+    }
+  }
+  for (int64_t r = i; r < i + rows; ++r) out.clear(r, columns_of_row(r));
+}
+
 void Strip::convolve(const std::vector<Taps>& taps, const Maps& in, Rows rows, Maps& out) const {
   const Rows exist = inside(rows);
   for (int64_t h = 0; h < heads_; ++h) {
     out[h].hold(rows);
-    for (int64_t i = rows.first; i < rows.last; ++i) {
+    for (int64_t i = rows.first; i < rows.last;) {
       if (i < exist.first || i >= exist.last) {
-        out[h].clear(i, 0);
+        out[h].clear(i++, 0);
         continue;
       }
-      const bool alone = i >= a_.isolated;
-      const int64_t width = columns_of_row(i);
-      const int64_t split = std::min(width, a_.isolated);
-      const auto& near = taps[h].taps(alone, false);
-      stencil(near.data(), count(near), in[h].row(i), out[h].row(i), split);
-      const auto& single = taps[h].taps(alone, true);
-      stencil(single.data(), count(single), in[h].row(i) + split, out[h].row(i) + split,
-              width - split);
-      out[h].clear(i, width);
+      const bool several =
+          i + kStencilRows <= exist.last && (i >= a_.isolated || i + kStencilRows <= a_.isolated);
+      const int64_t count = several ? kStencilRows : 1;
+      convolve_rows(taps[h], in[h], i, count, out[h]);
+      i += count;
     }
   }
 }
@@ -172,8 +184,8 @@ void Strip::add_kernel_grad(const std::vector<Taps>& taps, const Maps& in, const
           const int64_t width = columns_of_row(i);
           const int64_t first = key_alone ? std::min(width, a_.isolated) : 0;
           const int64_t last = key_alone ? width : std::min(width, a_.isolated);
-          stencil_grad(list.data(), count(list), in[h].row(i) + first, grad[h].row(i) + first,
-                       last - first, partial.data());
+          stencil_grad(list, in[h].row(i) + first, grad[h].row(i) + first, last - first,
+                       partial.data());
         }
         taps[h].add_up(alone, key_alone, partial.data(), sums + h * taps_a_head);
       }
@@ -224,7 +236,7 @@ void Strip::probabilities(Maps& maps, float* lse, Rows rows) const {
         for (int64_t j = 0; j < a_.places; ++j)
           if (a_.rank[j] > a_.rank[i]) s[j] = -kInfinity;
       }
-      const float log_sum = softmax(a_.bias + b_ * a_.places, s, width);
+      const float log_sum = softmax(a_.bias ? a_.bias + b_ * a_.places : nullptr, s, width);
       if (lse && i >= rows.first && i < rows.last) lse[at(h) + i] = log_sum;
     }
   }

@@ -29,6 +29,9 @@ class Taps {
   const std::vector<Tap>& taps(bool query_alone, bool key_alone) const {
     return taps_[2 * query_alone + key_alone];
   }
+  const Stencil& stencil(bool query_alone, bool key_alone) const {
+    return stencils_[2 * query_alone + key_alone];
+  }
   /// Adds sums of those taps, 16 a tap, where they belong.
   void add_up(bool query_alone, bool key_alone, const float* sums, double* out) const;
 
@@ -36,6 +39,7 @@ class Taps {
   void add(bool query_alone, bool key_alone, Tap tap, int64_t place);
   std::vector<Tap> taps_[4];
   std::vector<int64_t> where_[4];
+  Stencil stencils_[4];
 };
 
 using Maps = std::vector<Map>;  // one a head
@@ -48,7 +52,8 @@ class Strip {
   /// Empty maps for a strip and what two convolutions reach around it.
   Maps maps(Reach r1, Reach r2 = {}) const;
   std::vector<Taps> taps(const MapConvolution& c, bool transposed) const;
-  std::vector<float> panels(const float* x, int64_t depth) const;
+  /// Of scale * x.
+  std::vector<float> panels(const float* x, int64_t depth, float scale) const;
   /// First row of a head in [B,H,places].
   int64_t at(int64_t h) const { return (b_ * a_.H + first_head_ + h) * a_.places; }
   /// Keys from here on are hidden from all rows; a multiple of kPanel.
@@ -56,9 +61,9 @@ class Strip {
   /// The same of one row; a multiple of 16.
   int64_t columns_of_row(int64_t i) const;
 
-  /// out = scale X Y^T, hidden keys 0; `panels` of Y.
-  void scores(const float* x, const std::vector<float>& panels, int64_t depth, float scale,
-              Rows rows, Maps& out) const;
+  /// out = X Y^T, hidden keys 0; `panels` of Y.
+  void scores(const float* x, const std::vector<float>& panels, int64_t depth, Rows rows,
+              Maps& out) const;
   /// Zeros at keys that the rows must not see.
   void hide(Rows rows, Maps& maps) const;
   void convolve(const std::vector<Taps>& taps, const Maps& in, Rows rows, Maps& out) const;
@@ -76,6 +81,8 @@ class Strip {
   void softmax_grads(const Maps& P, Maps& grad) const;
 
  private:
+  // Rows [i, i + rows) of a convolution.
+  void convolve_rows(const Taps& taps, const Map& in, int64_t i, int64_t rows, Map& out) const;
   void hide_row(int64_t i, Map& map) const;
   // The part of `rows` that exists.
   Rows inside(Rows rows) const;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
+#include <utility>
 
 #include "sigma/attention/kernels/small_gemm.h"
 #include "sigma/base/simd.h"
@@ -12,6 +14,7 @@ namespace {
 
 constexpr int64_t kPanel = 64;  // columns of a panel
 constexpr int64_t kMost = 128;  // rows whose pointers a product keeps
+constexpr int kWide = 2;        // vectors of a row whose sums a stencil keeps in registers
 constexpr int kTaps = 6;        // taps whose sums stay in registers
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -29,6 +32,37 @@ SIGMA_INLINE void stencil_tile(const Tap* taps, int64_t count, const float* in, 
     for (int i = 0; i < kVectors; ++i) sum[i] += taps[t].weight * load_lanes(from + i * kLanes);
   }
   for (int i = 0; i < kVectors; ++i) store_lanes(out + i * kLanes, sum[i]);
+}
+
+// kSame1: row 1 reads what row 0 reads; kSame2: row 2 what row 1 reads.
+template <bool kSame1, bool kSame2>
+SIGMA_INLINE void stencil_steps(const std::vector<Stencil::Step>& steps, const float* in,
+                                Lanes (*sum)[kWide]) {
+  const Stencil::Step* step = steps.data();
+  const Stencil::Step* end = step + steps.size();
+  for (; step != end; ++step) {
+    for (int i = 0; i < kWide; ++i, in += kLanes) {
+      const Lanes x0 = load_lanes(in + step->offset[0]);
+      sum[0][i] += step->weight[0] * x0;
+      const Lanes x1 = kSame1 ? x0 : load_lanes(in + step->offset[1]);
+      sum[1][i] += step->weight[1] * x1;
+      const Lanes x2 = kSame2 ? x1 : load_lanes(in + step->offset[2]);
+      sum[2][i] += step->weight[2] * x2;
+      // Weights are read again for the next vector: kept, they would push sums out of registers.
+      asm volatile("" : "+r"(step));
+    }
+    in -= kWide * kLanes;
+  }
+}
+
+SIGMA_INLINE void stencil_rows_tile(const Stencil& s, const float* in, float* out, int64_t stride) {
+  Lanes sum[kStencilRows][kWide] = {};
+  stencil_steps<true, true>(s.shared, in, sum);
+  stencil_steps<false, true>(s.first_alone, in, sum);
+  stencil_steps<true, false>(s.last_alone, in, sum);
+  stencil_steps<false, false>(s.apart, in, sum);
+  for (int r = 0; r < kStencilRows; ++r)
+    for (int i = 0; i < kWide; ++i) store_lanes(out + r * stride + i * kLanes, sum[r][i]);
 }
 
 template <int kCount>
@@ -68,8 +102,10 @@ SIGMA_INLINE void scale_body(float factor, float* x, int64_t width) {
 }
 
 SIGMA_INLINE float softmax_body(const float* bias, float* x, int64_t width) {
-  for (int64_t p = 0; p < width; p += kLanes)
-    store_lanes(x + p, load_lanes(x + p) + load_lanes(bias + p));
+  if (bias) {
+    for (int64_t p = 0; p < width; p += kLanes)
+      store_lanes(x + p, load_lanes(x + p) + load_lanes(bias + p));
+  }
   const float top = max_of(x, width);
   if (top == -kInfinity) {
     std::fill(x, x + width, 0.0f);
@@ -92,19 +128,68 @@ void Map::clear(int64_t i, int64_t column) {
   std::fill(row(i) + column, row(i) + columns_ + margin_, 0.0f);
 }
 
-SIGMA_MULTIVERSION void stencil(const Tap* taps, int64_t count, const float* in, float* out,
-                                int64_t width) {
-  int64_t p = 0;
-  for (; p + 4 * kLanes <= width; p += 4 * kLanes) stencil_tile<4>(taps, count, in + p, out + p);
-  for (; p < width; p += kLanes) stencil_tile<1>(taps, count, in + p, out + p);
+Stencil stencil_of(const std::vector<Tap>& taps, int64_t stride) {
+  // By the rows that read a place, a bit each.
+  std::map<int64_t, Stencil::Step> places;
+  std::map<int64_t, unsigned> readers;
+  for (int r = 0; r < kStencilRows; ++r) {
+    for (const Tap& tap : taps) {
+      places[tap.offset + r * stride].weight[r] = tap.weight;
+      readers[tap.offset + r * stride] |= 1u << r;
+    }
+  }
+  std::vector<int64_t> by_readers[1 << kStencilRows];
+  for (const auto& [offset, rows] : readers) by_readers[rows].push_back(offset);
+  Stencil out;
+  // One step of places that no two rows share; a row without one adds 0.
+  const auto step = [&](std::initializer_list<std::pair<unsigned, int64_t>> parts) {
+    Stencil::Step s{};
+    for (int r = 0; r < kStencilRows; ++r) {
+      for (const auto& [rows, offset] : parts) {
+        if (!(rows >> r & 1)) continue;
+        s.offset[r] = offset;
+        s.weight[r] = places[offset].weight[r];
+      }
+    }
+    return s;
+  };
+  const auto take = [&](unsigned rows) {
+    const int64_t offset = by_readers[rows].back();
+    by_readers[rows].pop_back();
+    return std::pair(rows, offset);
+  };
+  const auto any = [&](unsigned rows) { return !by_readers[rows].empty(); };
+  while (any(7)) out.shared.push_back(step({take(7)}));
+  while (any(1) && any(6)) out.first_alone.push_back(step({take(1), take(6)}));
+  while (any(3) && any(4)) out.last_alone.push_back(step({take(3), take(4)}));
+  while (any(1) && any(2) && any(4)) out.apart.push_back(step({take(1), take(2), take(4)}));
+  for (unsigned rows = 1; rows < 7; ++rows)
+    while (any(rows)) out.apart.push_back(step({take(rows)}));
+  return out;
 }
 
-SIGMA_MULTIVERSION void stencil_grad(const Tap* taps, int64_t count, const float* in,
+SIGMA_MULTIVERSION void stencil(const std::vector<Tap>& taps, const float* in, float* out,
+                                int64_t width) {
+  const auto count = static_cast<int64_t>(taps.size());
+  int64_t p = 0;
+  for (; p + 4 * kLanes <= width; p += 4 * kLanes)
+    stencil_tile<4>(taps.data(), count, in + p, out + p);
+  for (; p < width; p += kLanes) stencil_tile<1>(taps.data(), count, in + p, out + p);
+}
+
+SIGMA_MULTIVERSION void stencil_rows(const Stencil& s, const float* in, float* out, int64_t stride,
+                                     int64_t width) {
+  for (int64_t p = 0; p < width; p += kWide * kLanes) stencil_rows_tile(s, in + p, out + p, stride);
+}
+
+SIGMA_MULTIVERSION void stencil_grad(const std::vector<Tap>& taps, const float* in,
                                      const float* grad, int64_t width, float* sums) {
-  int64_t t = 0;
-  for (; t + kTaps <= count; t += kTaps)
-    stencil_grad_taps<kTaps>(taps + t, in, grad, width, sums + t * kLanes);
-  for (; t < count; ++t) stencil_grad_taps<1>(taps + t, in, grad, width, sums + t * kLanes);
+  const auto count = static_cast<int64_t>(taps.size());
+  const Tap* t = taps.data();
+  const Tap* end = t + count;
+  for (; t + kTaps <= end; t += kTaps, sums += kTaps * kLanes)
+    stencil_grad_taps<kTaps>(t, in, grad, width, sums);
+  for (; t < end; ++t, sums += kLanes) stencil_grad_taps<1>(t, in, grad, width, sums);
 }
 
 SIGMA_MULTIVERSION void product_with_panels(int64_t rows, const float* A, int64_t depth,
@@ -148,12 +233,12 @@ SIGMA_MULTIVERSION void add_transposed_product(int64_t rows, const float* A, int
   }
 }
 
-void pack_panels(const float* x, int64_t rows, int64_t depth, float* panels) {
+void pack_panels(const float* x, int64_t rows, int64_t depth, float scale, float* panels) {
   for (int64_t first = 0; first < rows; first += kPanel) {
     float* panel = panels + first * depth;
     for (int64_t d = 0; d < depth; ++d) {
       for (int64_t r = 0; r < kPanel; ++r)
-        panel[d * kPanel + r] = first + r < rows ? x[(first + r) * depth + d] : 0;
+        panel[d * kPanel + r] = first + r < rows ? scale * x[(first + r) * depth + d] : 0;
     }
   }
 }

@@ -6,6 +6,8 @@
 // same stride, so that a tap is one offset in memory.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -39,14 +41,31 @@ class Map {
   std::vector<float> store_;
 };
 
-/// out[p] = sum of weight * in[p + offset] over the taps, p < width, a multiple of 16.
+/// One tap of a kernel: the element `offset` away counts `weight` times.
 struct Tap {
   int64_t offset;
   float weight;
 };
-void stencil(const Tap* taps, int64_t count, const float* in, float* out, int64_t width);
+
+/// A kernel for kStencilRows rows of a map at once: what several rows read is loaded once.
+constexpr int kStencilRows = 3;
+struct Stencil {
+  struct Step {                                // one tap a row
+    std::array<int64_t, kStencilRows> offset;  // from the first row
+    std::array<float, kStencilRows> weight;
+  };
+  // Steps whose rows read one place, two (the first row by itself, or the last), or three.
+  std::vector<Step> shared, first_alone, last_alone, apart;
+};
+Stencil stencil_of(const std::vector<Tap>& taps, int64_t stride);
+
+/// out[p] = sum of weight * in[p + offset] over the taps, p < width, a multiple of 16.
+void stencil(const std::vector<Tap>& taps, const float* in, float* out, int64_t width);
+/// The same for kStencilRows rows, `stride` apart; may write up to 16 columns more.
+void stencil_rows(const Stencil& stencil, const float* in, float* out, int64_t stride,
+                  int64_t width);
 /// sums[t] += sum_p grad[p] in[p + taps[t].offset]; 16 partial sums a tap.
-void stencil_grad(const Tap* taps, int64_t count, const float* in, const float* grad, int64_t width,
+void stencil_grad(const std::vector<Tap>& taps, const float* in, const float* grad, int64_t width,
                   float* sums);
 
 /// C[r] = A[r] B for r < rows: A [., depth], B panels [panels][depth][64], C rows of `stride`.
@@ -58,15 +77,15 @@ void product(int64_t rows, const float* A, int64_t stride, const float* B, int64
 /// C[j] += sum_r A[r][j] B[r]: C [64 panels, width].
 void add_transposed_product(int64_t rows, const float* A, int64_t stride, const float* B,
                             int64_t panels, int64_t width, float* C);
-/// x [rows, depth] as panels [depth][64], zeros after its end.
-void pack_panels(const float* x, int64_t rows, int64_t depth, float* panels);
+/// scale * x [rows, depth] as panels [depth][64], zeros after its end.
+void pack_panels(const float* x, int64_t rows, int64_t depth, float scale, float* panels);
 
 /// x_i = sum_h weight[i * row + h * column] x_h in place, for `heads` rows of `width`.
 void mix(const float* weight, int64_t row, int64_t column, int64_t heads, float* const* x,
          int64_t width);
 float dot(const float* x, const float* y, int64_t width);
 void scale_by(float factor, float* x, int64_t width);
-/// x = softmax(x + bias), bias 0 or -inf; a row without a finite score becomes 0. Returns the
+/// x = softmax(x + bias), bias 0 or -inf, or null; a row without a finite score becomes 0. Returns the
 /// logarithm of the sum, or -inf.
 float softmax(const float* bias, float* x, int64_t width);
 /// grad = p (grad - sum(p grad)).

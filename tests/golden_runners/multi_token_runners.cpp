@@ -1,0 +1,148 @@
+// mta_*: multi-token attention, the operator with its gradients, and the layer around it.
+#include <torch/autograd.h>
+#include <torch/types.h>
+
+#include "sigma/attention/multi_token.h"
+#include "sigma/nn/rope.h"
+#include "tests/golden_runners/golden.h"
+
+namespace sigma::golden {
+namespace {
+
+using torch::Tensor;
+
+constexpr double kBound = 1e-11;     // outputs: float64 throughout
+constexpr double kGradBound = 2e-7;  // gradients are stored in float32
+
+int64_t whole_meta(const GoldenFile& file, const std::string& key) {
+  const Json value = file.meta(key);
+  return value.is_number() ? value.get<int64_t>() : 0;
+}
+
+bool flag_meta(const GoldenFile& file, const std::string& key) {
+  const Json value = file.meta(key);
+  return value.is_boolean() && value.get<bool>();
+}
+
+// Weights that collect gradients: the tensors of a file, by name.
+class Leaves {
+ public:
+  explicit Leaves(const GoldenFile& file) : file_(file) {}
+  Tensor operator()(const std::string& name) {
+    if (!file_.has(name)) return {};
+    return leaves_.emplace(name, file_.get(name).requires_grad_()).first->second;
+  }
+  void check(Report& report, const std::string& note) const {
+    for (const auto& [name, leaf] : leaves_) {
+      if (file_.has("grad_" + name))
+        report.relative("grad_" + name + note, leaf.grad(), file_.get("grad_" + name), kGradBound);
+    }
+  }
+
+ private:
+  const GoldenFile& file_;
+  std::map<std::string, Tensor> leaves_;
+};
+
+std::vector<GridStep> key_steps(int64_t count, const std::string& pad) {
+  const int64_t first = pad == "left" ? 0 : pad == "right" ? 1 - count : -(count / 2);
+  std::vector<GridStep> steps;
+  for (int64_t b = first; b < first + count; ++b) steps.push_back({0, 0, b});
+  return steps;
+}
+
+ScoreMixing mixing(const GoldenFile& file, Leaves& leaf, const std::string& kernel,
+                   const std::string& side) {
+  ScoreMixing m;
+  m.kernel = leaf(kernel);
+  if (m.kernel.defined()) {
+    m.queries = past_steps({1, 1, m.kernel.size(1)});
+    const Json pad = file.meta("pad_key");
+    m.keys = key_steps(m.kernel.size(2), pad.is_string() ? pad.get<std::string>() : "both");
+  }
+  const Tensor mix = leaf(side + "_mix");  // [H,H], block diagonal
+  if (!mix.defined()) return m;
+  const int64_t c = whole_meta(file, "head_group_" + side);
+  std::vector<Tensor> blocks;
+  for (int64_t h = 0; h < mix.size(0); h += c)
+    blocks.push_back(mix.slice(0, h, h + c).slice(1, h, h + c));
+  m.mix = torch::stack(blocks);
+  return m;
+}
+
+MultiTokenInput input_of(const GoldenFile& file, Leaves& leaf, const Tensor& q, const Tensor& k,
+                         const Tensor& v) {
+  const int64_t copies = q.size(1) / k.size(1);
+  MultiTokenInput in{.q = q,
+                     .k = k.repeat_interleave(copies, 1),
+                     .v = v.repeat_interleave(copies, 1),
+                     .layout = {.grid = {1, 1, q.size(2)}}};
+  if (flag_meta(file, "causal")) in.layout.pattern = Pattern::kCausal;
+  in.before = mixing(file, leaf, "theta", "pre");
+  in.after = mixing(file, leaf, "phi", "post");
+  if (file.has("key_valid")) in.key_valid = file.get("key_valid").to(torch::kBool);
+  return in;
+}
+
+// From the layer's input to its output: projections and rotation here, the rest is the library's.
+void run_layer(const GoldenFile& file, Report& report) {
+  Leaves leaf(file);
+  const Tensor x = leaf("x");
+  const int64_t D = whole_meta(file, "head_dim");
+  const auto project = [&](const char* name) {
+    return torch::matmul(x, leaf(name).t()).unflatten(-1, {-1, D}).transpose(1, 2);
+  };
+  const auto rotated = [&](const Tensor& t) {
+    return rotate_pairs(t, file.get("rope_cos"), file.get("rope_sin"), true);
+  };
+  const Tensor q = rotated(project("w_q"));
+  const Tensor k = rotated(project("w_k"));
+  const Tensor v = project("w_v");
+  Tensor heads = multi_token_attention(input_of(file, leaf, q, k, v)).out;
+
+  const Json gate = file.meta("gate");
+  if (gate == "channel") throw Skip{"attention gate channel"};
+  MultiTokenConfig config{.pre_conv = false,
+                          .post_conv = false,
+                          .post_heads = 1,
+                          .norm = flag_meta(file, "norm"),
+                          .gate = gate.is_string() ? gate.get<std::string>() : "none",
+                          .depth_scale = flag_meta(file, "depth_scale")};
+  MultiTokenAttention layer(config, q.size(1) * D, q.size(1), false, {1, 1, q.size(2)},
+                            whole_meta(file, "layer_index"));
+  layer.to(device(), torch::kDouble);
+  std::map<std::string, std::string> stored = {
+      {"norm.weight", "norm_weight"}, {"gate.weight", "gate_weight"}, {"gate.bias", "gate_bias"}};
+  auto parameters = layer.named_parameters();
+  {
+    const torch::NoGradGuard no_grad;
+    for (const auto& [name, from] : stored)
+      if (parameters.contains(name)) parameters[name].copy_(file.get(from));
+  }
+  heads = layer.finish(heads);
+  const Tensor out = torch::matmul(heads.transpose(1, 2).flatten(2), leaf("w_o").t());
+  report.relative("out", out, file.get("out"), kBound);
+  (out * file.get("grad_out")).sum().backward();
+  for (const auto& [name, from] : stored)
+    if (parameters.contains(name))
+      report.relative("grad_" + from, parameters[name].grad(), file.get("grad_" + from),
+                      kGradBound);
+  leaf.check(report, "");
+}
+
+}  // namespace
+
+void run_multi_token(const GoldenFile& file, Report& report) {
+  Leaves leaf(file);
+  const AttentionOutput core =
+      multi_token_attention(input_of(file, leaf, leaf("q"), leaf("k"), leaf("v")));
+  report.relative("core_out", core.out, file.get("core_out"), kBound);
+  report.relative("lse", core.lse, file.get("lse"), kBound);
+  (core.out * file.get("grad_core_out")).sum().backward();
+  for (const char* name : {"q", "k", "v"})
+    report.relative(std::string("core grad_") + name, leaf(name).grad(),
+                    file.get(std::string("grad_") + name), kGradBound);
+  sub_case(report, [&] { run_layer(file, report); });
+}
+
+}  // namespace sigma::golden
