@@ -96,7 +96,7 @@ void multi_token_backward(const MultiToken& a, const MultiTokenGrad& g, const Mu
     const Rows rows_P = union_of(rows_dP, needed(rows, after));
     strip.scores(a.q, keys, a.D, needed(rows_P, before), S);
     strip.convolve(theta, S, rows_P, P);
-    for (size_t h = 0; h < C.size(); ++h) C[h] = P[h];
+    for (size_t h = 0; h < C.size(); ++h) C[h].take(P[h]);
     strip.mix_heads(a.before, rows_P, P, false);
     strip.probabilities(P, nullptr, {});
     strip.convolve(phi, P, rows, E);

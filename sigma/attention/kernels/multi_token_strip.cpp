@@ -33,30 +33,24 @@ int64_t margin_of(const MultiToken& a) {
 Reach query_reach(const MapConvolution& c) { return reach(c.query_step, c.queries); }
 
 Taps::Taps(const MapConvolution& c, int64_t head, int64_t stride, bool transposed) {
-  for (int64_t x = 0; x < c.queries; ++x) {
+  for (int kind = 0; kind < 4; ++kind) {
+    const bool query_alone = kind & 2, key_alone = kind & 1;
     for (int64_t y = 0; y < c.keys; ++y) {
-      const int64_t step = c.query_step[x] * stride + c.key_step[y];
-      const int64_t place = x * c.keys + y;
-      const Tap tap{transposed ? step : -step, c.weight[head * c.taps() + place]};
-      const bool own_query = c.query_step[x] == 0;
-      const bool own_key = c.key_step[y] == 0;
-      add(false, false, tap, place);
-      if (own_query) add(true, false, tap, place);
-      if (own_key) add(false, true, tap, place);
-      if (own_query && own_key) add(true, true, tap, place);
+      const int64_t key_step = c.key_step[y];
+      if (key_alone && key_step != 0) continue;
+      KeyTaps same_key{.key_step = key_step};
+      for (int64_t x = 0; x < c.queries; ++x) {
+        const int64_t query_step = c.query_step[x] * stride;
+        if (query_alone && query_step != 0) continue;
+        const int64_t place = x * c.keys + y;
+        const int64_t step = query_step + key_step;
+        taps_[kind].push_back({transposed ? step : -step, c.weight[head * c.taps() + place]});
+        same_key.in_offset.push_back(-query_step);
+        same_key.place.push_back(place);
+      }
+      by_key_[kind].push_back(same_key);
     }
-  }
-  for (int i = 0; i < 4; ++i) stencils_[i] = stencil_of(taps_[i], stride);
-}
-
-void Taps::add(bool query_alone, bool key_alone, Tap tap, int64_t place) {
-  taps_[2 * query_alone + key_alone].push_back(tap);
-  where_[2 * query_alone + key_alone].push_back(place);
-}
-
-void Taps::add_up(bool query_alone, bool key_alone, const float* sums, double* out) const {
-  for (const int64_t place : where_[2 * query_alone + key_alone]) {
-    for (int64_t i = 0; i < kLanes; ++i) out[place] += *sums++;
+    stencils_[kind] = stencil_of(taps_[kind], stride);
   }
 }
 
@@ -172,22 +166,25 @@ void Strip::convolve(const std::vector<Taps>& taps, const Maps& in, Rows rows, M
 
 void Strip::add_kernel_grad(const std::vector<Taps>& taps, const Maps& in, const Maps& grad,
                             Rows rows, int64_t taps_a_head, double* sums) const {
-  std::vector<float> partial(static_cast<size_t>(taps_a_head * kLanes));
+  std::vector<float> partial;
   const int64_t split = std::clamp(a_.isolated, rows.first, rows.last);
   for (int64_t h = 0; h < heads_; ++h) {
     for (const bool alone : {false, true}) {
       const Rows part = alone ? Rows{split, rows.last} : Rows{rows.first, split};
       for (const bool key_alone : {false, true}) {
-        const auto& list = taps[h].taps(alone, key_alone);
-        std::fill(partial.begin(), partial.end(), 0.0f);
-        for (int64_t i = part.first; i < part.last; ++i) {
-          const int64_t width = columns_of_row(i);
-          const int64_t first = key_alone ? std::min(width, a_.isolated) : 0;
-          const int64_t last = key_alone ? width : std::min(width, a_.isolated);
-          stencil_grad(list, in[h].row(i) + first, grad[h].row(i) + first, last - first,
-                       partial.data());
+        for (const KeyTaps& list : taps[h].by_key(alone, key_alone)) {
+          partial.assign(list.place.size() * kLanes, 0.0f);
+          for (int64_t i = part.first; i < part.last; ++i) {
+            const int64_t width = columns_of_row(i);
+            const int64_t first = key_alone ? std::min(width, a_.isolated) : 0;
+            const int64_t last = key_alone ? width : std::min(width, a_.isolated);
+            stencil_grad(list, in[h].row(i) + first, grad[h].row(i) + first, last - first,
+                         partial.data());
+          }
+          const float* lane = partial.data();
+          for (const int64_t place : list.place)
+            for (int64_t l = 0; l < kLanes; ++l) sums[h * taps_a_head + place] += *lane++;
         }
-        taps[h].add_up(alone, key_alone, partial.data(), sums + h * taps_a_head);
       }
     }
   }

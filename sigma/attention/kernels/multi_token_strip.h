@@ -32,13 +32,14 @@ class Taps {
   const Stencil& stencil(bool query_alone, bool key_alone) const {
     return stencils_[2 * query_alone + key_alone];
   }
-  /// Adds sums of those taps, 16 a tap, where they belong.
-  void add_up(bool query_alone, bool key_alone, const float* sums, double* out) const;
+  /// The same taps by key step, for the gradient of the kernel.
+  const std::vector<KeyTaps>& by_key(bool query_alone, bool key_alone) const {
+    return by_key_[2 * query_alone + key_alone];
+  }
 
  private:
-  void add(bool query_alone, bool key_alone, Tap tap, int64_t place);
   std::vector<Tap> taps_[4];
-  std::vector<int64_t> where_[4];
+  std::vector<KeyTaps> by_key_[4];
   Stencil stencils_[4];
 };
 

@@ -66,12 +66,12 @@ SIGMA_INLINE void stencil_rows_tile(const Stencil& s, const float* in, float* ou
 }
 
 template <int kCount>
-SIGMA_INLINE void stencil_grad_taps(const Tap* taps, const float* in, const float* grad,
+SIGMA_INLINE void stencil_grad_taps(const int64_t* offset, const float* in, const float* grad,
                                     int64_t width, float* sums) {
   Lanes sum[kCount] = {};
   for (int64_t p = 0; p < width; p += kLanes) {
     const Lanes g = load_lanes(grad + p);
-    for (int t = 0; t < kCount; ++t) sum[t] += g * load_lanes(in + taps[t].offset + p);
+    for (int t = 0; t < kCount; ++t) sum[t] += g * load_lanes(in + offset[t] + p);
   }
   for (int t = 0; t < kCount; ++t) add_lanes(sums + t * kLanes, sum[t]);
 }
@@ -123,6 +123,12 @@ SIGMA_INLINE void softmax_grad_body(const float* p, float* grad, int64_t width) 
 }
 
 }  // namespace
+
+void Map::take(const Map& from) {
+  hold(from.rows_);
+  for (int64_t i = rows_.first; i < rows_.last; ++i)
+    std::copy_n(from.row(i), columns_ + margin_, row(i));
+}
 
 void Map::clear(int64_t i, int64_t column) {
   std::fill(row(i) + column, row(i) + columns_ + margin_, 0.0f);
@@ -182,14 +188,17 @@ SIGMA_MULTIVERSION void stencil_rows(const Stencil& s, const float* in, float* o
   for (int64_t p = 0; p < width; p += kWide * kLanes) stencil_rows_tile(s, in + p, out + p, stride);
 }
 
-SIGMA_MULTIVERSION void stencil_grad(const std::vector<Tap>& taps, const float* in,
-                                     const float* grad, int64_t width, float* sums) {
-  const auto count = static_cast<int64_t>(taps.size());
-  const Tap* t = taps.data();
-  const Tap* end = t + count;
-  for (; t + kTaps <= end; t += kTaps, sums += kTaps * kLanes)
-    stencil_grad_taps<kTaps>(t, in, grad, width, sums);
-  for (; t < end; ++t, sums += kLanes) stencil_grad_taps<1>(t, in, grad, width, sums);
+SIGMA_MULTIVERSION void stencil_grad(const KeyTaps& taps, const float* in, const float* grad,
+                                     int64_t width, float* sums) {
+  const int64_t* offset = taps.in_offset.data();
+  const int64_t* end = offset + taps.in_offset.size();
+  grad += taps.key_step;
+  for (; offset + kTaps <= end; offset += kTaps, sums += kTaps * kLanes)
+    stencil_grad_taps<kTaps>(offset, in, grad, width, sums);
+  for (; offset + 3 <= end; offset += 3, sums += 3 * kLanes)
+    stencil_grad_taps<3>(offset, in, grad, width, sums);
+  for (; offset < end; ++offset, sums += kLanes)
+    stencil_grad_taps<1>(offset, in, grad, width, sums);
 }
 
 SIGMA_MULTIVERSION void product_with_panels(int64_t rows, const float* A, int64_t depth,

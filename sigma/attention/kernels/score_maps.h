@@ -22,20 +22,25 @@ class Map {
   Map(int64_t most_rows, int64_t columns, int64_t margin)
       : columns_(columns),
         margin_(margin),
-        store_(static_cast<size_t>(most_rows * (columns + 2 * margin))) {}
+        store_(static_cast<size_t>(most_rows * (columns + 2 * margin) + kAlign)) {}
   int64_t stride() const { return columns_ + 2 * margin_; }
   int64_t columns() const { return columns_; }
   /// Which rows it holds from now on.
   void hold(Rows rows) { rows_ = rows; }
   Rows rows() const { return rows_; }
-  float* row(int64_t i) { return store_.data() + (i - rows_.first) * stride() + margin_; }
-  const float* row(int64_t i) const {
-    return store_.data() + (i - rows_.first) * stride() + margin_;
-  }
+  float* row(int64_t i) { return begin() + (i - rows_.first) * stride() + margin_; }
+  const float* row(int64_t i) const { return const_cast<Map*>(this)->row(i); }
+  /// The rows of a map of the same size.
+  void take(const Map& from);
   /// Zeros from `column` to the end of row i, margins included.
   void clear(int64_t i, int64_t column);
 
  private:
+  static constexpr int64_t kAlign = 16;  // floats of a cache line
+  float* begin() {
+    const auto address = reinterpret_cast<uintptr_t>(store_.data()) / sizeof(float);
+    return store_.data() + (kAlign - static_cast<int64_t>(address % kAlign)) % kAlign;
+  }
   int64_t columns_, margin_;
   Rows rows_;
   std::vector<float> store_;
@@ -64,8 +69,14 @@ void stencil(const std::vector<Tap>& taps, const float* in, float* out, int64_t 
 /// The same for kStencilRows rows, `stride` apart; may write up to 16 columns more.
 void stencil_rows(const Stencil& stencil, const float* in, float* out, int64_t stride,
                   int64_t width);
-/// sums[t] += sum_p grad[p] in[p + taps[t].offset]; 16 partial sums a tap.
-void stencil_grad(const std::vector<Tap>& taps, const float* in, const float* grad, int64_t width,
+/// The taps of one key step: what they read of `grad` is loaded once.
+struct KeyTaps {
+  int64_t key_step;
+  std::vector<int64_t> in_offset;  // of each tap, without the key step
+  std::vector<int64_t> place;      // of each tap in a kernel
+};
+/// sums[t] += sum_p grad[p + key_step] in[p + in_offset[t]], p < width; 16 partial sums a tap.
+void stencil_grad(const KeyTaps& taps, const float* in, const float* grad, int64_t width,
                   float* sums);
 
 /// C[r] = A[r] B for r < rows: A [., depth], B panels [panels][depth][64], C rows of `stride`.
