@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "sigma/attention/multi_token_fast.h"
+#include "sigma/attention/multi_token_wide.h"
 #include "sigma/base/error.h"
 
 namespace sigma {
@@ -145,8 +146,9 @@ AttentionOutput multi_token_attention_reference(const MultiTokenInput& in) {
 }
 
 AttentionOutput multi_token_attention(const MultiTokenInput& in) {
-  if (!takes_multi_token_kernels(in)) return multi_token_attention_reference(in);
   check(in);
+  if (in.q.is_cuda() && takes_multi_token_wide(in)) return {.out = multi_token_wide(in), .lse = {}};
+  if (!takes_multi_token_kernels(in)) return multi_token_attention_reference(in);
   MultiTokenInput clean = in;
   clean.k = without_invalid(in.k, in.key_valid);
   clean.v = without_invalid(in.v, in.key_valid);

@@ -14,7 +14,8 @@
 // keys of different layouts.
 //
 // The definition holds the score maps. On the CPU in float32 strips of them pass through a kernel
-// (kernels/multi_token.h): memory O(N), the same bits on any number of threads.
+// (kernels/multi_token.h): memory O(N), the same bits on any number of threads. On a GPU full
+// attention runs in wider heads (multi_token_wide.h), other patterns as defined.
 #pragma once
 
 #include <torch/types.h>
@@ -53,7 +54,7 @@ struct MultiTokenInput {
   double scale = 0;           // 0: 1/sqrt(D)
 };
 
-/// lse: of S' over the visible keys. Errors: kUsage (shapes that do not fit, both printed; a masked
+/// lse: of S' over the visible keys; undefined from multi_token_wide.h. Errors: kUsage (shapes that do not fit, both printed; a masked
 /// layout).
 AttentionOutput multi_token_attention(const MultiTokenInput& input);
 /// The definition.

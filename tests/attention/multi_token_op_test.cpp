@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "sigma/attention/dense.h"
+#include "sigma/attention/multi_token_wide.h"
 #include "sigma/base/error.h"
 #include "tests/testing/numbers.h"
 
@@ -166,6 +167,28 @@ TEST(MultiTokenOp, KernelsMatchTheDefinition) {
           << c.name << " " << i;
     }
   }
+}
+
+TEST(MultiTokenOp, WideHeadsAreTheDefinition) {
+  int compared = 0;
+  for (const Case& c : kCases) {
+    const MultiTokenInput in = input_of(c);
+    if (!takes_multi_token_wide(in)) continue;
+    ++compared;
+    const Tensor grad_out = normal({c.B, c.H, c.layout.tokens(), c.Dv}, 4);
+    const auto expected = run(multi_token_attention_reference, in, torch::kDouble, grad_out);
+    const auto actual = run(
+        [](const MultiTokenInput& x) {
+          return AttentionOutput{.out = multi_token_wide(x), .lse = torch::zeros({0})};
+        },
+        in, torch::kDouble, grad_out);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      if (i == 1) continue;  // lse
+      EXPECT_LE(error(actual[i], expected[i]), 1e-12 * (1 + expected[i].abs().max().item<double>()))
+          << c.name << " " << i;
+    }
+  }
+  EXPECT_GE(compared, 10);
 }
 
 // attention.md 8, worked out by hand.
