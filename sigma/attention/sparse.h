@@ -48,6 +48,8 @@ class SparseAttention : public Attention {
 
   /// The lists of the last forward: int32 [B,G,R,n], for looking.
   const torch::Tensor& last_lists() const { return lists_; }
+  /// The blocks that they name.
+  const BlockGeometry& geometry() const { return plan_->geometry; }
 
  private:
   // What a layout fixes.

@@ -74,6 +74,16 @@ CommandResult run_data_check(const std::string& what, const std::string& sheet,
                              const std::vector<std::string>& set);
 CommandResult run_data_list();
 
+struct InspectCommand {
+  std::string run;
+  std::string out = "attention.png";
+  int64_t image = 0;           // of the run's data set
+  double time = 0.5;           // noise on it
+  std::vector<int64_t> query;  // row, column or frame, row, column of a patch; empty: the middle
+  std::string ema = "main";
+};
+CommandResult run_inspect_attention(const InspectCommand& command, const GlobalOptions& global);
+
 CommandResult run_show(const std::string& what);
 CommandResult run_version();
 

@@ -53,6 +53,7 @@ Commands::Commands(CLI::App& app, int argc, char** argv) {
   add_eval(app);
   add_config(app);
   add_data(app);
+  add_inspect(app);
   CLI::App* show =
       add(app, "show", "Tensors of a safetensors file or a run: name, dtype, shape, metadata.",
           "  sigma show runs/quickstart\n  sigma show model.safetensors --json\n",
@@ -112,8 +113,10 @@ void Commands::add_eval(CLI::App& app) {
           "  sigma eval runs/quickstart --metrics fd_fashion_cnn,energy_pixels --json\n",
           [this] { return run_eval(eval_, global_); });
   sub->add_option("RUN", eval_.run, "a run directory, or its name under runs/")->required();
-  sub->add_option("--metrics", eval_.metrics,
-                  "fd_fashion_cnn, label_accuracy, energy_pixels; default the first two")
+  sub->add_option(
+         "--metrics", eval_.metrics,
+         "fd_fashion_cnn, label_accuracy, energy_pixels; default the first two, of clips the "
+         "last")
       ->delimiter(',');
   sub->add_option("--count", eval_.count, "samples; default metrics.n_samples of the run");
   sub->add_option("--seed", eval_.seed, "of the noise");
@@ -168,6 +171,33 @@ void Commands::add_data(CLI::App& app) {
   check->add_option("--set", set_, "KEY=VALUE, over the recipe")->take_all();
   add(*data, "list", "Kinds of data, and which are usable here.", "  sigma data list\n",
       [] { return run_data_list(); });
+}
+
+void Commands::add_inspect(CLI::App& app) {
+  CLI::App* inspect = app.add_subcommand("inspect", "Pictures of what a network does.");
+  inspect->require_subcommand(1);
+  CLI::App* attention =
+      add(*inspect, "attention",
+          "Sparse attention: the blocks that a patch selects, per layer and head, over the image.\n"
+          "Multi-token attention: the learned kernels.",
+          "  sigma inspect attention runs/imm-sparse --image 7 -o attention.png\n"
+          "  sigma inspect attention runs/imm-sparse --query 0,3 --time 0.9 -o corner.png\n"
+          "  sigma inspect attention runs/imm-multi-token -o kernels.png\n",
+          [this] { return run_inspect_attention(inspect_, global_); });
+  attention->add_option("RUN", inspect_.run, "a generator run, or its name under runs/")
+      ->required();
+  attention->add_option("-o,--out", inspect_.out, "FILE.png");
+  attention->add_option("--image", inspect_.image, "number of an image of the run's data set");
+  attention->add_option("--time", inspect_.time, "noise on the image: t on the run's path");
+  attention
+      ->add_option(
+          "--query", inspect_.query,
+          "patch whose lists are drawn: ROW,COLUMN, of clips FRAME,ROW,COLUMN; default the "
+          "middle")
+      ->delimiter(',');
+  attention->add_option("--ema", inspect_.ema, "main (averaged weights) or none");
+  attention->add_option("--device", global_.device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
 }
 
 }  // namespace sigma

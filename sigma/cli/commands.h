@@ -24,11 +24,13 @@ class Commands {
   void add_eval(CLI::App& app);
   void add_config(CLI::App& app);
   void add_data(CLI::App& app);
+  void add_inspect(CLI::App& app);
 
   GlobalOptions global_;
   TrainCommand train_;
   SampleCommand sample_;
   EvalCommand eval_;
+  InspectCommand inspect_;
   std::string what_;
   std::string other_;
   std::vector<std::string> set_;

@@ -35,7 +35,11 @@ class GeneratorEvaluation {
         device_(device_of(generator_.config.train)),
         progress_(generator_.config.log.interval, global.quiet) {
     count_ = command.count > 0 ? command.count : generator_.config.metrics.n_samples;
-    if (wanted(command, kExtractor) || wanted(command, "label_accuracy")) {
+    clips_ = generator_.model->image_shape().size() == 4;
+    const bool images_only = !command.metrics.empty() || !clips_;
+    if (images_only && (wanted(command, kExtractor) || wanted(command, "label_accuracy"))) {
+      SIGMA_CHECK(kUsage, !clips_, "--metrics: {} and label_accuracy expect images, {} makes clips",
+                  kExtractor, generator_.run.string());
       extractor_ = load_feature_extractor(kExtractor, device_);
     }
   }
@@ -105,8 +109,8 @@ class GeneratorEvaluation {
              .floor = extractor_.accuracy});
       }
     }
-    // Only when asked for by name: it reads the data set.
-    if (!command_.metrics.empty() && wanted(command_, "energy_pixels"))
+    // Of images only when asked for by name: it reads the data set.
+    if ((clips_ || !command_.metrics.empty()) && wanted(command_, "energy_pixels"))
       out.push_back(energy(images));
     return out;
   }
@@ -137,6 +141,7 @@ class GeneratorEvaluation {
   const EvalCommand& command_;
   LoadedGenerator generator_;
   torch::Device device_;
+  bool clips_ = false;
   Progress progress_;
   int64_t count_ = 0;
   FeatureExtractor extractor_;

@@ -60,9 +60,9 @@ double accuracy_of(const Tensor& logits, const Tensor& labels) {
 
 Tensor crop_padding(const Tensor& images, int64_t pad) {
   if (pad == 0) return images;
-  const int64_t height = images.size(2) - 2 * pad;
-  const int64_t width = images.size(3) - 2 * pad;
-  return images.narrow(2, pad, height).narrow(3, pad, width).contiguous();
+  const int64_t height = images.size(-2) - 2 * pad;
+  const int64_t width = images.size(-1) - 2 * pad;
+  return images.narrow(-2, pad, height).narrow(-1, pad, width).contiguous();
 }
 
 CommandResult eval_tokenizer(const EvalCommand& command, const GlobalOptions& global,

@@ -198,12 +198,7 @@ Image contact_sheet(const Dataset& dataset, int64_t columns) {
   std::vector<Image> cells;
   for (auto& row : found) {
     const size_t count = info.num_classes > 0 ? width : row.size();
-    row.resize(count,
-               Image{.height = info.sample_shape[1],
-                     .width = info.sample_shape[2],
-                     .channels = info.sample_shape[0],
-                     .pixels = std::vector<uint8_t>(
-                         static_cast<size_t>(c10::multiply_integers(info.sample_shape)), 255)});
+    row.resize(count, to_image(torch::full(info.sample_shape, 255, torch::kUInt8)));
     cells.insert(cells.end(), row.begin(), row.end());
   }
   return image_grid(cells, columns);

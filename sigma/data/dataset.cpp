@@ -9,13 +9,15 @@
 namespace sigma {
 
 void DataConfig::visit(ConfigVisitor& v) {
-  v.choice("kind", kind, {"fashion", "idx", "cifar10", "folder"}, "format of the data set");
+  v.choice("kind", kind, {"fashion", "moving_fashion", "idx", "cifar10", "folder"},
+           "format of the data set");
   v.choice("split", split, {"train", "test"}, "part of the data set");
   v.field("root", root, "folder of the files; empty: the kind's own place", Role::kRuntime);
   v.field("pad", pad, in(0, 8), "zeros added on each side, pixels");
   v.field("threads", threads, in(0, 64), "threads that make batches; 0: none but the caller",
           Role::kRuntime);
   v.field("prefetch", prefetch, in(1, 64), "batches made ahead", Role::kRuntime);
+  if (v.when(kind, "moving_fashion")) v.field("frames", frames, in(2, 64), "frames of a clip");
   if (v.when(kind, "idx")) {
     v.field("images", images, "IDX file of images, below data.root");
     v.field("labels", labels, "IDX file of labels, below data.root; empty: none");
@@ -36,16 +38,18 @@ std::unique_ptr<Dataset> open_dataset(const DataConfig& config) {
   SIGMA_CHECK(kUsage, config.split == "train" || config.split == "test",
               "data.split: expected train or test, got \"{}\"", config.split);
   if (config.kind == "fashion") return open_fashion(config);
+  if (config.kind == "moving_fashion") return open_moving_fashion(config);
   if (config.kind == "idx") return open_idx(config);
   if (config.kind == "cifar10") return open_cifar10(config);
   if (config.kind == "folder") return open_folder(config);
-  fail(ErrorKind::kUsage, "data.kind: expected fashion, idx, cifar10 or folder, got \"{}\"",
+  fail(ErrorKind::kUsage,
+       "data.kind: expected fashion, moving_fashion, idx, cifar10 or folder, got \"{}\"",
        config.kind);
 }
 
 bool has_test_split(const DataConfig& config) {
   if (config.kind == "folder") return folder_has_test_split(config);
-  return config.kind == "fashion" || config.kind == "cifar10";
+  return config.kind != "idx";
 }
 
 std::vector<DataReader> list_readers() {
@@ -53,6 +57,9 @@ std::vector<DataReader> list_readers() {
   return {
       {"fashion", "Fashion-MNIST: 70,000 grey images 28x28, 10 classes",
        "Debian package dataset-fashion-mnist, or data.root", fashion},
+      {"moving_fashion",
+       "clips of a Fashion-MNIST image that flies and bounces, data.frames x 28x28", "as fashion",
+       fashion},
       {"idx", "IDX files, plain or gzip", "data.images, data.labels", false},
       {"cifar10", "CIFAR-10, binary version: 60,000 RGB images 32x32, 10 classes",
        "data.root with data_batch_{1..5}.bin and test_batch.bin", false},

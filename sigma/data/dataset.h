@@ -1,7 +1,7 @@
 // Data sets: indexed samples with a label and an identity. One reader a file; none ever downloads.
 //
-// A sample is uint8 [C,Y,X], or float32 [L,Z] for latents; all samples of a set have one shape.
-// Labels are int64 from 0, -1 for none. Not supported: video clips, several labels, text.
+// A sample is uint8 [C,Y,X], [C,F,Y,X] for clips, or float32 [L,Z] for latents; all samples of a set
+// have one shape. Labels are int64 from 0, -1 for none. Not supported: several labels, text.
 #pragma once
 
 #include <torch/types.h>
@@ -22,6 +22,7 @@ struct DataConfig {
   std::string root;             // folder of the files; empty: the kind's own place
   std::string images;           // idx: files
   std::string labels;
+  int64_t frames = 8;                 // moving_fashion: of a clip
   int64_t pad = 0;                    // zeros added on each side
   int64_t size = 0;                   // folder: side after center_crop; 0 = as they are, all equal
   int64_t channels = 0;               // folder: 0 = as the first image; 1 or 3 converts
@@ -36,7 +37,7 @@ struct DataConfig {
 struct DatasetInfo {
   std::string kind;
   std::string description;            // for people: "Fashion-MNIST, 60,000 training images 1x28x28"
-  std::vector<int64_t> sample_shape;  // [C,Y,X] (uint8) or [L,Z] (float32 latents)
+  std::vector<int64_t> sample_shape;  // [C,Y,X] or [C,F,Y,X] (uint8), [L,Z] (float32 latents)
   int64_t num_classes = 0;            // 0: no labels
   std::vector<std::string> class_names;
   bool latents = false;
@@ -44,7 +45,7 @@ struct DatasetInfo {
 };
 
 struct Sample {
-  torch::Tensor data;  // uint8 [C,Y,X] or float32 [L,Z]
+  torch::Tensor data;  // uint8 [C,Y,X] or [C,F,Y,X], or float32 [L,Z]
   int64_t label = -1;  // -1: none
   std::string id;      // relative path, else the index
 };
@@ -82,11 +83,12 @@ struct DataReader {
 };
 std::vector<DataReader> list_readers();
 
-/// uint8 [B,C,Y,X] -> float32 k / 127.5 - 1.
+/// uint8 of any shape -> float32 k / 127.5 - 1.
 torch::Tensor to_float(const torch::Tensor& images);
-/// float [B,C,Y,X] -> uint8 trunc(clip(x * 127.5 + 128, 0, 255)). Errors: kNonFinite.
+/// float of any shape -> uint8 trunc(clip(x * 127.5 + 128, 0, 255)). Errors: kNonFinite.
 torch::Tensor to_bytes(const torch::Tensor& images);
-/// Decoded pixels -> uint8 [C,Y,X], and back. Errors: kUsage (another dtype or shape).
+/// Decoded pixels -> uint8 [C,Y,X], and back; a clip [C,F,Y,X] becomes its frames side by side.
+/// Errors: kUsage (another dtype or shape).
 torch::Tensor from_image(const Image& image);
 Image to_image(const torch::Tensor& sample);
 

@@ -31,10 +31,12 @@ torch::Tensor from_image(const Image& image) {
 }
 
 Image to_image(const torch::Tensor& sample) {
+  if (sample.dim() == 4)
+    return to_image(sample.permute({0, 2, 1, 3}).flatten(2));  // frames side by side
   SIGMA_CHECK(kUsage,
               sample.scalar_type() == torch::kUInt8 && sample.dim() == 3 &&
                   (sample.size(0) == 1 || sample.size(0) == 3),
-              "to_image: expected uint8 [1 or 3,Y,X], got {} [{}]",
+              "to_image: expected uint8 [1 or 3,Y,X] or [1 or 3,F,Y,X], got {} [{}]",
               torch::toString(sample.scalar_type()), fmt::join(sample.sizes(), ","));
   const torch::Tensor rows = sample.cpu().permute({1, 2, 0}).contiguous();
   const auto* begin = rows.data_ptr<uint8_t>();

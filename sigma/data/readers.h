@@ -18,6 +18,7 @@ inline constexpr int64_t kMaxClasses = 65536;
 inline constexpr int64_t kFolderMemory = int64_t{1} << 30;
 
 std::unique_ptr<Dataset> open_fashion(const DataConfig& config);
+std::unique_ptr<Dataset> open_moving_fashion(const DataConfig& config);
 std::unique_ptr<Dataset> open_idx(const DataConfig& config);
 std::unique_ptr<Dataset> open_cifar10(const DataConfig& config);
 

@@ -36,8 +36,9 @@ void NetworkConfig::visit(ConfigVisitor& v) {
 DiffusionTransformer::DiffusionTransformer(const NetworkConfig& config,
                                            const std::vector<int64_t>& sample_shape)
     : config_(config), tokens_(sample_shape.size() == 2) {
-  SIGMA_CHECK(kUsage, tokens_ || sample_shape.size() == 3,
-              "network: expected samples [C,H,W] or [L,C], got {} axes", sample_shape.size());
+  SIGMA_CHECK(kUsage, tokens_ || sample_shape.size() == 3 || sample_shape.size() == 4,
+              "network: expected samples [C,H,W], [C,F,H,W] or [L,C], got {} axes",
+              sample_shape.size());
   if (tokens_) {
     channels_ = sample_shape[1];
     layout_.grid = {.frames = 1, .height = 1, .width = sample_shape[0]};
@@ -45,7 +46,9 @@ DiffusionTransformer::DiffusionTransformer(const NetworkConfig& config,
     if (config_.trunk.position == "sincos2d") config_.trunk.position = "sincos1d";
   } else {
     channels_ = sample_shape[0];
-    layout_.grid = patch_grid(sample_shape[1], sample_shape[2], config.patch_size);
+    const size_t axes = sample_shape.size();
+    layout_.grid = patch_grid(sample_shape[axes - 2], sample_shape[axes - 1], config.patch_size,
+                              axes == 4 ? sample_shape[1] : 1);
   }
   const int64_t hidden = config.trunk.hidden_size;
   const int64_t width = channels_ * config_.patch_size * config_.patch_size;

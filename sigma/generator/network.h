@@ -8,7 +8,8 @@
 //   embedder(t) = Linear(silu(Linear([cos(v f) | sin(v f)])))
 //   v = time_scale t,  f_i = exp(-ln(10000) i/128), i < 128, float64
 //
-// Input [B,C,H,W] (patches of p x p) or [B,L,C] (latent tokens); output of the same shape, float32.
+// Input [B,C,H,W] or clips [B,C,F,H,W] (patches of p x p) or [B,L,C] (latent tokens); output of the
+// same shape, float32.
 // The last linear and all adaLN linears start at zero: G = 0 at step 0. The time MLPs and the label
 // table start at N(0, 0.02^2) (`dit`), or so that labels and times have unit scale (`unit`: labels
 // N(0,1), MLPs N(0, 2/fan_in)), which short trainings need. Conditioning stays in float32.
@@ -54,7 +55,7 @@ struct NetworkConfig {
 
 class DiffusionTransformer : public Network {
  public:
-  /// sample_shape: [C,H,W] or [L,C]. Errors: kUsage (patch_size does not divide a side, ...).
+  /// sample_shape: [C,H,W], [C,F,H,W] or [L,C]. Errors: kUsage (patch_size does not divide a side, ...).
   DiffusionTransformer(const NetworkConfig& config, const std::vector<int64_t>& sample_shape);
   Output forward(const torch::Tensor& x, const torch::Tensor& t, const torch::Tensor& s,
                  const Condition& condition, const Context& context) override;

@@ -75,6 +75,41 @@ TEST_F(ProgramTest, TrainsRepeatsAndSamples) {
   EXPECT_CONTAINS(p.run({"config", "show", "runs/tiny"}).out, "compute_dtype = \"float32\"");
 }
 
+TEST_F(ProgramTest, InspectsAttention) {
+  const auto train = [&](const std::string& kind, const std::string& run) {
+    return p.run({"train", "tiny.toml", "--run", run, "--set", "train.images=64", "--set",
+                  "generator.trunk.attention.kind=" + kind});
+  };
+  ASSERT_EQ(p.run({"train", "tiny.toml", "--set", "train.images=64"}).exit, 0);
+  const Finished dense = p.run({"inspect", "attention", "runs/tiny", "-o", "a.png"});
+  EXPECT_EQ(dense.exit, 2);
+  EXPECT_CONTAINS(dense.err, "expected attention of kind sparse or multi_token, got dense");
+
+  const Finished sparse_train = p.run(
+      {"train", "tiny.toml", "--run", "runs/sparse", "--set", "train.images=64", "--set",
+       "generator.trunk.attention.kind=sparse", "--set", "generator.trunk.attention.block=[1, 1]",
+       "--set", "generator.trunk.attention.num_selected=2"});
+  ASSERT_EQ(sparse_train.exit, 0) << sparse_train.err;
+  const Finished sparse = p.run({"inspect", "attention", "runs/sparse", "--image", "3", "--query",
+                                 "0,1", "-o", "a.png", "--json"});
+  ASSERT_EQ(sparse.exit, 0) << sparse.err;
+  const auto layers = nlohmann::json::parse(sparse.out).at("result").at("layers");
+  ASSERT_FALSE(layers.empty());
+  for (const auto& head : layers.at(0).at("blocks")) EXPECT_EQ(head.size(), 2u);
+  EXPECT_GT(decode_image(read_file(p.folder / "a.png"), "a").width, 100);
+  EXPECT_EQ(p.run({"inspect", "attention", "runs/sparse", "--image", "100000"}).exit, 2);
+  EXPECT_EQ(p.run({"inspect", "attention", "runs/sparse", "--query", "9,9"}).exit, 2);
+  EXPECT_EQ(p.run({"inspect", "attention", "runs/sparse", "--time", "7"}).exit, 2);
+  EXPECT_EQ(p.run({"inspect", "attention", "runs/sparse", "-o", "a.jpg"}).exit, 2);
+
+  const Finished trained = train("multi_token", "runs/multi");
+  ASSERT_EQ(trained.exit, 0) << trained.err;
+  const Finished multi = p.run({"inspect", "attention", "runs/multi", "-o", "k.png"});
+  ASSERT_EQ(multi.exit, 0) << multi.err;
+  EXPECT_CONTAINS(multi.out, "post, largest weight");
+  EXPECT_EQ(decode_image(read_file(p.folder / "k.png"), "k").channels, 3);
+}
+
 TEST_F(ProgramTest, TwoRunsOfASeedAgreeAndAnotherSeedDiffers) {
   const std::vector<std::string> recipe = {"train", "tiny.toml", "--set", "train.images=160",
                                            "--run"};

@@ -6,6 +6,7 @@
 
 #include <map>
 
+#include "sigma/attention/attention.h"
 #include "sigma/attention/dense.h"
 #include "sigma/base/random.h"
 #include "sigma/generator/network.h"
@@ -171,6 +172,59 @@ TEST_F(Cuda, TrainingRepeatsBitForBitAndFollowsTheCpu) {
   EXPECT_EQ(weights("one"), weights("two"));
   const TrainResult cpu = train(config("cpu"), {.run = p.path("cpu"), .quiet = true});
   EXPECT_NEAR(straight.loss, cpu.loss, 0.05 * std::abs(cpu.loss));
+}
+
+// float32 on both, selection included; bfloat16 near it.
+TEST_F(Cuda, SparseAndMultiTokenAttention) {
+  const std::vector<TokenLayout> layouts = {{.grid = {1, 1, 150}},
+                                            {.grid = {1, 1, 150}, .pattern = Pattern::kCausal},
+                                            {.grid = {1, 9, 11}},
+                                            {.grid = {3, 6, 5}}};
+  for (const TokenLayout& layout : layouts) {
+    const bool causal = layout.pattern == Pattern::kCausal;
+    AttentionConfig sparse{.kind = "sparse"};
+    sparse.sparse.block = layout.grid.axes() == 1   ? std::vector<int64_t>{16}
+                          : layout.grid.axes() == 2 ? std::vector<int64_t>{4, 4}
+                                                    : std::vector<int64_t>{2, 2, 2};
+    sparse.sparse.selection.num_selected = 5;
+    AttentionConfig multi{.kind = "multi_token"};
+    multi.multi_token.query_side = causal ? "past" : "centre";
+    multi.multi_token.pre_heads = 4;
+    for (const AttentionConfig& config : {sparse, multi}) {
+      const auto attention = make_attention(config, 64, 4, layout.grid, 0);
+      initialize(*attention, 1);
+      {
+        const torch::NoGradGuard no_grad;
+        for (const Tensor& p : attention->parameters())
+          p.add_(normal(p.sizes(), 9, torch::kFloat) * 0.05);
+      }
+      const Tensor x = normal({2, layout.tokens(), 64}, 3, torch::kFloat);
+      const auto run = [&](torch::Device device, torch::ScalarType dtype) {
+        attention->to(device);
+        attention->zero_grad();
+        const Tensor input = x.to(device, dtype).detach().requires_grad_();
+        const Tensor out = attention->forward(input, layout, nullptr, {.dtype = dtype});
+        out.to(torch::kFloat).square().sum().backward();
+        std::vector<Tensor> results = {out.detach().to(torch::kFloat),
+                                       input.grad().to(torch::kFloat)};
+        for (const Tensor& p : attention->parameters())
+          results.push_back(p.grad().defined() ? p.grad().cpu().clone() : torch::zeros({1}));
+        return results;
+      };
+      const auto host = run(torch::kCPU, torch::kFloat);
+      const auto device = run(torch::kCUDA, torch::kFloat);
+      ASSERT_EQ(host.size(), device.size());
+      for (size_t i = 0; i < host.size(); ++i)
+        EXPECT_LE(error(device[i].cpu(), host[i].cpu()),
+                  1e-4 * (1e-2 + host[i].abs().max().item<double>()))
+            << config.kind << " " << layout.tokens() << " " << i;
+      // Other lists may be chosen where scores nearly tie: only the size of the result is checked.
+      const auto half = run(torch::kCUDA, torch::kBFloat16);
+      EXPECT_LE((half[0].cpu() - host[0]).norm().item<double>(),
+                0.2 * host[0].norm().item<double>())
+          << config.kind << " " << layout.tokens();
+    }
+  }
 }
 
 }  // namespace

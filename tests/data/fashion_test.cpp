@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 #include <torch/types.h>
 
+#include <set>
+
 #include "sigma/data/check.h"
 #include "sigma/data/dataset.h"
 #include "tests/data/testing.h"
@@ -51,6 +53,36 @@ TEST_F(Fashion, Description) {
   EXPECT_EQ(open_dataset({.split = "test"})->info().description,
             "Fashion-MNIST, 10,000 test images 1x28x28");
   EXPECT_TRUE(has_test_split({}));
+}
+
+TEST_F(Fashion, MovingClips) {
+  const auto clips = open_dataset({.kind = "moving_fashion", .split = "test", .frames = 12});
+  const auto images = open_dataset({.split = "test"});
+  EXPECT_EQ(clips->info().description, "moving Fashion-MNIST, 10,000 test images 1x12x28x28");
+  ASSERT_EQ(clips->size(), images->size());
+  std::set<std::pair<int64_t, int64_t>> starts;
+  for (int64_t i = 0; i < 40; ++i) {
+    const Sample clip = clips->get(i);
+    const Sample image = images->get(i);
+    EXPECT_EQ(clip.label, image.label);
+    ASSERT_EQ(clip.data.sizes(), (std::vector<int64_t>{1, 12, 28, 28}));
+    EXPECT_TRUE(torch::equal(clip.data, clips->get(i).data));
+    // Every frame holds the whole image at half size, somewhere else than the frame before.
+    const torch::Tensor half = image.data.to(torch::kFloat).view({14, 2, 14, 2}).mean({1, 3});
+    const int64_t mass = (half + 0.5f).to(torch::kUInt8).to(torch::kInt64).sum().item<int64_t>();
+    torch::Tensor before;
+    for (int64_t f = 0; f < 12; ++f) {
+      const torch::Tensor frame = clip.data[0][f];
+      EXPECT_EQ(frame.to(torch::kInt64).sum().item<int64_t>(), mass) << i << " " << f;
+      if (before.defined()) EXPECT_FALSE(torch::equal(before, frame)) << i << " " << f;
+      before = frame;
+    }
+    const torch::Tensor first = clip.data[0][0].nonzero();
+    starts.emplace(first.select(1, 0).min().item<int64_t>(),
+                   first.select(1, 1).min().item<int64_t>());
+  }
+  EXPECT_GT(starts.size(), 20u);
+  EXPECT_EQ(to_image(clips->get(0).data).width, 12 * 28);
 }
 
 TEST_F(Fashion, Report) {

@@ -48,6 +48,16 @@ TEST(Patchify, EdgesAndErrors) {
   EXPECT_TRUE(torch::equal(unpatchify(patchify(one, 2), patch_grid(4, 4, 2), 2, 1), one));
 }
 
+TEST(Patchify, ClipsFrameByFrame) {
+  const Tensor clips = normal({2, 3, 4, 6, 4}, 0);
+  const Tensor rows = patchify(clips, 2);
+  ASSERT_EQ(rows.sizes(), (std::vector<int64_t>{2, 4 * 3 * 2, 12}));
+  for (int64_t f = 0; f < 4; ++f)
+    EXPECT_TRUE(torch::equal(rows.narrow(1, f * 6, 6), patchify(clips.select(2, f), 2)));
+  const Tensor one = normal({1, 1, 3, 4, 4}, 0);
+  EXPECT_TRUE(torch::equal(unpatchify(patchify(one, 2), patch_grid(4, 4, 2, 3), 2, 1), one));
+}
+
 TEST(Positions, TwoAxesColumnFirst) {
   const Grid grid{1, 3, 5};
   const Tensor p = sincos_positions(grid, 16, 2);
