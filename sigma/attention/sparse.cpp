@@ -3,7 +3,6 @@
 #include <torch/types.h>
 
 #include <cmath>
-#include <limits>
 
 #include "sigma/attention/block_sparse.h"
 #include "sigma/attention/windows.h"
@@ -14,8 +13,6 @@ namespace {
 
 using torch::Tensor;
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr int64_t kStrip = 128;       // queries whose scores are in memory at once
 constexpr int64_t kWindowBlock = 64;  // compressed keys of a block
 
 Grid block_of(const std::vector<int64_t>& sides, int axes) {
@@ -35,6 +32,16 @@ RopeTable rows_of(const RopeTable& table, const Tensor& order) {
 }
 
 }  // namespace
+
+SparseConfig nsa_paper() {
+  SparseConfig config{.block = {64},
+                      .compress_size = 32,
+                      .compress_stride = 16,
+                      .window = 512,
+                      .separate_kv = true};
+  config.selection.num_selected = 16;
+  return config;
+}
 
 void SparseConfig::visit(ConfigVisitor& v) {
   v.field("block", block, in(1, 1024),
@@ -103,80 +110,11 @@ SparseAttention::Compressor SparseAttention::compressor(const std::string& name)
   return {.pe = mlp->named_parameters()["pe"], .in = mlp->in, .out = mlp->out};
 }
 
-const SparseAttention::Plan& SparseAttention::plan_for(const TokenLayout& layout) {
-  const bool same = plan_ && plan_->layout.grid == layout.grid &&
-                    plan_->layout.before == layout.before && plan_->layout.after == layout.after &&
-                    plan_->layout.pattern == layout.pattern;
-  if (same) return *plan_;
-  SIGMA_CHECK(kUsage, layout.pattern != Pattern::kCausalAfter,
-              "sparse attention: expected pattern full or causal, got causal_after");
-  const bool causal = layout.pattern == Pattern::kCausal;
-  const bool sequence = layout.grid.axes() == 1;
-  SIGMA_CHECK(kUsage, !causal || sequence,
-              "sparse attention: a causal pattern expects a sequence, got a grid of {} axes",
-              layout.grid.axes());
-  SIGMA_CHECK(kUsage, config_.window == 0 || causal, "window = {}: expected a causal sequence",
-              config_.window);
-  auto plan = std::make_unique<Plan>();
-  plan->layout = layout;
-  plan->causal = causal;
-  plan->geometry = block_geometry(layout, block_);
-  plan->window_tokens = sequence ? sequence_windows(layout.grid.size(), size_, stride_, causal)
-                                 : cube_windows(plan->geometry);
-  plan->window_rank = layout.before + std::get<0>(plan->window_tokens.max(1));
-  plan->tile_start = plan->geometry.start.slice(0, 0, plan->geometry.grid_blocks + 1);
-  plan_ = std::move(plan);
-  return *plan_;
-}
-
 Tensor SparseAttention::compressed(const Tensor& x, const Plan& plan, const Compressor& mlp) const {
   const Windows windows(x, plan.window_tokens);
   if (!mlp.in) return windows.mean();
   const Tensor vec = ((windows.slots + mlp.pe.to(x.scalar_type())) * windows.known).flatten(3);
   return windows.mean() + mlp.out->forward(torch::gelu(mlp.in->forward(vec)));
-}
-
-// The lists of all grid rows, a strip of queries at a time.
-Tensor SparseAttention::choose(const Tensor& q, const Tensor& ck, const Tensor& raw,
-                               const Plan& plan) const {
-  const torch::NoGradGuard no_grad;
-  const BlockGeometry& geometry = plan.geometry;
-  const int64_t Ng = geometry.grid.size();
-  const int64_t M = num_heads_ / kv_heads_;
-  const double scale = 1 / std::sqrt(static_cast<double>(head_dim_));
-  const Tensor compressed = ck.detach().repeat_interleave(M, 1).transpose(-1, -2);
-  const bool diverse = config_.selection.strategy != "top_n";
-  const Tensor means = diverse ? Windows(raw, cube_windows(geometry)).mean() : Tensor();
-  const int64_t* start = geometry.start.data_ptr<int64_t>();
-  std::vector<Tensor> lists;
-  for (int64_t tile = 0; tile < geometry.grid_blocks;) {
-    const int64_t first_tile = tile;
-    const int64_t first = start[tile];
-    do ++tile;
-    while (tile < geometry.grid_blocks && start[tile + 1] - first <= kStrip);
-    const int64_t last = start[tile];
-    Tensor scores =
-        torch::matmul(q.detach().slice(2, first, last), compressed).to(torch::kFloat) * scale;
-    if (plan.causal) {
-      const Tensor hidden =
-          plan.window_rank.unsqueeze(0) > geometry.rank().slice(0, first, last).unsqueeze(1);
-      scores = scores.masked_fill(hidden.to(scores.device()), -kInfinity);
-    }
-    Tensor p = torch::softmax(scores, -1).nan_to_num(0);  // a row that sees no window
-    p = p.unflatten(1, {kv_heads_, M}).sum(2);
-    if (geometry.grid.axes() == 1) p = block_scores(p, Ng, size_, stride_, block_.size());
-    if (plan.causal) {
-      lists.push_back(
-          select_blocks(config_.selection, geometry, {.causal = true, .first = first}, p, means));
-      continue;
-    }
-    std::vector<Tensor> tiles;
-    for (int64_t t = first_tile; t < tile; ++t)
-      tiles.push_back(p.slice(2, start[t] - first, start[t + 1] - first).sum(2));
-    lists.push_back(select_blocks(config_.selection, geometry, {.tiles = true, .first = first_tile},
-                                  torch::stack(tiles, 2), means));
-  }
-  return torch::cat(lists, 2);
 }
 
 Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, const Rope* rope,

@@ -37,6 +37,9 @@ struct SparseConfig {
   void visit(ConfigVisitor& v);
 };
 
+/// The paper's settings for causal sequences (section 4.1). The defaults are for images and clips.
+SparseConfig nsa_paper();
+
 class SparseAttention : public Attention {
  public:
   /// Errors: kUsage (sides, sizes and heads that do not fit, both printed).

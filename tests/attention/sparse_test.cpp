@@ -163,6 +163,18 @@ TEST(SparseAttention, ListsHoldTheirOwnAndOtherBlocks) {
   EXPECT_TRUE((lists == torch::arange(9).view({1, 1, 9, 1})).any(-1).all().item<bool>());
 }
 
+TEST(SparseAttention, ThePapersSettings) {
+  const TokenLayout layout{.grid = {1, 1, 1300}, .pattern = Pattern::kCausal};
+  const auto attention = make(nsa_paper(), layout.grid, torch::kFloat);
+  const Tensor x = normal({1, 1300, kDim}, 3).to(torch::kFloat);
+  EXPECT_TRUE(attention->forward(x, layout, nullptr, {}).isfinite().all().item<bool>());
+  const Tensor last = attention->last_lists()[0][0][1299].to(torch::kInt64);
+  // 16 of 21 blocks; the first, the own and the one before it are always there.
+  ASSERT_EQ(last.size(0), 16);
+  for (const int64_t block : {0, 19, 20}) EXPECT_TRUE((last == block).any().item<bool>()) << block;
+  EXPECT_EQ((attention->last_lists()[0][0][100] >= 0).sum().item<int64_t>(), 2);
+}
+
 TEST(SparseAttention, RefusesByName) {
   const auto refused = [](const SparseConfig& config, const TokenLayout& layout,
                           const std::string& part, int64_t heads = kHeads) {

@@ -216,7 +216,7 @@ TEST_F(Cuda, SparseAndMultiTokenAttention) {
       ASSERT_EQ(host.size(), device.size());
       for (size_t i = 0; i < host.size(); ++i)
         EXPECT_LE(error(device[i].cpu(), host[i].cpu()),
-                  1e-4 * (1e-2 + host[i].abs().max().item<double>()))
+                  1e-4 * (5e-2 + host[i].abs().max().item<double>()))
             << config.kind << " " << layout.tokens() << " " << i;
       // Other lists may be chosen where scores nearly tie: only the size of the result is checked.
       const auto half = run(torch::kCUDA, torch::kBFloat16);

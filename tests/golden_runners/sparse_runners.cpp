@@ -96,6 +96,7 @@ void check_coarse(const GoldenFile& file, Report& report) {
   const int64_t windows = in.k.size(2);
   in.kv_start = block_starts(windows, 64);
   in.index = torch::arange(in.kv_start.size(0) - 1, torch::kInt)
+                 .to(device())
                  .expand({in.q.size(0), in.k.size(1), in.q.size(2), -1});
   in.rank_q = torch::arange(in.q.size(2));
   in.rank_k = torch::arange(windows) * stride + (size - 1);
