@@ -37,7 +37,7 @@ struct Run {
 MultiTokenWork multi_token_work(const MultiToken& a) {
   MultiTokenWork work;
   work.heads = std::lcm(a.before.mix ? a.before.heads : 1, a.after.mix ? a.after.heads : 1);
-  // A map of a strip: 1 MB, or less than a quarter overlap.
+  // A map of a strip is 2 MB; a strip of 32 to 128 queries, or what neighbours make twice would weigh.
   work.strip = std::clamp<int64_t>((int64_t{1} << 19) / std::max<int64_t>(a.places, 1), 32, 128);
   work.strips = (a.queries + work.strip - 1) / work.strip;
   work.groups = a.B * (a.H / work.heads);
