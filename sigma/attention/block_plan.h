@@ -34,8 +34,8 @@ struct BlockGeometry {
   const torch::Tensor& rank() const { return order; }
 };
 
-/// `sides` on the axes of a grid (frames, rows, columns) as a box, 1 on the axes it has not. Errors:
-/// kUsage (another number of sides, naming `key`).
+/// `sides` on the axes of a grid (frames, rows, columns) as a box, 1 on the axes it has not.
+/// Errors: kUsage (another number of sides, naming `key`).
 Grid box_of_sides(const std::string& key, const std::vector<int64_t>& sides, int axes);
 
 /// Errors: kUsage (a side below 1, a masked layout).

@@ -1,8 +1,8 @@
-// Multi-token attention ("Multi-Token Attention", arXiv 2504.00927), on sequences and on 2-D and 3-D
-// grids: attention whose scores see the scores of neighbouring queries, keys and other heads.
+// Multi-token attention ("Multi-Token Attention", arXiv 2504.00927), on sequences and on 2-D and
+// 3-D grids: attention whose scores see the scores of neighbouring queries, keys and other heads.
 //
 //   out = multi_token_op.h(q, k, v): convolution and head mixing before and after the softmax
-//   y = norm(out) [(1 - lambda)] [sigmoid(w . norm(out) + b)],  then the output projection
+//   n = norm(out) [(1 - lambda)],  y = n [sigmoid(w . n + b)],  then the output projection
 //   lambda = .8 - .6 exp(-.3 layer)
 //
 // The norm is an RMS norm over a head's channels, one weight for all heads; gate and depth scale

@@ -218,7 +218,9 @@ class Fast : public torch::autograd::Function<Fast> {
         .after = convolution(t, kAfter, kAfterMix, kAfterQueries, kAfterKeys)};
     if (rank.defined()) {
       a.rank = rank.data_ptr<int64_t>();
-      a.ordered = torch::equal(rank.narrow(0, 0, a.queries), torch::arange(a.queries));
+      const bool past =
+          (t[kBeforeQueries] >= 0).all().item<bool>() && (t[kAfterQueries] >= 0).all().item<bool>();
+      a.ordered = past && torch::equal(rank.narrow(0, 0, a.queries), torch::arange(a.queries));
     }
     return a;
   }
@@ -229,12 +231,11 @@ class Fast : public torch::autograd::Function<Fast> {
 struct Side {
   Tensor kernel, queries, keys, mix;
   Side(const ScoreMixing& m, int64_t heads, const Places& places)
-      : kernel(m.kernel),
+      : kernel(m.kernel.defined() ? m.kernel.to(torch::kFloat) : torch::ones({heads, 1, 1})),
         queries(places.steps(m.queries)),
         keys(places.steps(m.keys)),
-        mix(m.mix.defined() ? m.mix : torch::empty({0})) {
-    if (kernel.defined()) return;
-    kernel = torch::ones({heads, 1, 1});
+        mix(m.mix.defined() ? m.mix.to(torch::kFloat) : torch::empty({0})) {
+    if (m.kernel.defined()) return;
     queries = keys = torch::zeros({1}, torch::kInt64);
   }
 };

@@ -65,6 +65,8 @@ Tensor mixed(const Tensor& maps, const ScoreMixing& m, const TokenLayout& layout
   if (m.kernel.defined()) {
     const Tensor edged = torch::constant_pad_nd(maps, {0, 1, 0, 1});  // row and column N: zeros
     const Tensor kernel = m.kernel.to(maps.scalar_type()).unsqueeze(-1).unsqueeze(-1);
+    std::vector<Tensor> back;
+    for (const GridStep& key : m.keys) back.push_back(stepped_back(layout, key).to(maps.device()));
     out = torch::zeros_like(maps);
     for (size_t a = 0; a < m.queries.size(); ++a) {
       const Tensor rows =
@@ -72,8 +74,7 @@ Tensor mixed(const Tensor& maps, const ScoreMixing& m, const TokenLayout& layout
       for (size_t b = 0; b < m.keys.size(); ++b) {
         const Tensor weight =
             kernel.select(1, static_cast<int64_t>(a)).select(1, static_cast<int64_t>(b));
-        out =
-            out + weight * rows.index_select(3, stepped_back(layout, m.keys[b]).to(maps.device()));
+        out = out + weight * rows.index_select(3, back[b]);
       }
     }
   }
@@ -108,9 +109,9 @@ Tensor token_ranks(const TokenLayout& layout) {
 Tensor stepped_back(const TokenLayout& layout, const GridStep& step) {
   const int64_t N = layout.tokens();
   const auto [F, Y, X] = layout.grid;
+  if (step == GridStep{}) return torch::arange(N);
   Tensor out = torch::full({N}, N, torch::kInt64);
   int64_t* to = out.data_ptr<int64_t>();
-  if (step == GridStep{0, 0, 0}) return torch::arange(N);
   for (int64_t i = 0; i < layout.grid.size(); ++i) {
     const int64_t f = i / (Y * X) - step[0];
     const int64_t y = i / X % Y - step[1];

@@ -14,8 +14,9 @@
 // keys of different layouts.
 //
 // The definition holds the score maps. On the CPU in float32 strips of them pass through a kernel
-// (kernels/multi_token.h): memory O(N), the same bits on any number of threads. On a GPU full
-// attention runs in wider heads (multi_token_wide.h), other patterns as defined.
+// (kernels/multi_token.h): memory O(N) times the queries of a strip, which is at least what kernels
+// reach, the same bits on any number of threads. On a GPU full attention without missing keys runs
+// in wider heads (multi_token_wide.h), the rest as defined.
 #pragma once
 
 #include <torch/types.h>
@@ -54,8 +55,8 @@ struct MultiTokenInput {
   double scale = 0;           // 0: 1/sqrt(D)
 };
 
-/// lse: of S' over the visible keys; undefined from multi_token_wide.h. Errors: kUsage (shapes that do not fit, both printed; a masked
-/// layout).
+/// lse: of S' over the visible keys; undefined from multi_token_wide.h. Errors: kUsage (shapes that
+/// do not fit, both printed; a masked layout).
 AttentionOutput multi_token_attention(const MultiTokenInput& input);
 /// The definition.
 AttentionOutput multi_token_attention_reference(const MultiTokenInput& input);

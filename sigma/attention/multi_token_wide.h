@@ -1,5 +1,5 @@
-// Multi-token attention without score maps by wider heads, for fast attention kernels: full
-// attention on any device. Checked numerically; the error is that of the roundings.
+// Multi-token attention by wider heads, for fast attention kernels (which keep no score maps where
+// they take the width and dtype): full attention on any device.
 //
 //   A  before:  S'[i,j] = scale sum_a q_{i-a} . (sum_b theta[a,b] k_{j-b}): attention of width
 //      |a| D; heads that mix stand side by side, queries times w[to,from]: width c |a| D

@@ -9,8 +9,9 @@
 
 namespace sigma {
 
-/// [B,C,H,W] -> [B, H/p W/p, C p p], [B,C,F,H,W] -> [B, F H/p W/p, C p p], channels of a row in the order (channel, row, column): a
-/// strided convolution's flattened kernel. Errors: kUsage (p does not divide a side).
+/// [B,C,H,W] -> [B, H/p W/p, C p p], [B,C,F,H,W] -> [B, F H/p W/p, C p p], channels of a row in the
+/// order (channel, row, column): a strided convolution's flattened kernel. Errors: kUsage
+/// (p does not divide a side).
 torch::Tensor patchify(const torch::Tensor& images, int64_t patch);
 /// [B, N, p p C] with channels in the order (row, column, channel) -> [B,C,H,W]; [B,C,F,H,W] for a
 /// grid of several frames.

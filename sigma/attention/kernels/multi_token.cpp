@@ -37,8 +37,12 @@ struct Run {
 MultiTokenWork multi_token_work(const MultiToken& a) {
   MultiTokenWork work;
   work.heads = std::lcm(a.before.mix ? a.before.heads : 1, a.after.mix ? a.after.heads : 1);
-  // A map of a strip is 2 MB; a strip of 32 to 128 queries, or what neighbours make twice would weigh.
+  // Maps of about 2 MB, but strips at least as long as what they share with their neighbours.
+  const Reach before = query_reach(a.before), after = query_reach(a.after);
+  const int64_t shared = before.back + before.ahead + after.back + after.ahead;
   work.strip = std::clamp<int64_t>((int64_t{1} << 19) / std::max<int64_t>(a.places, 1), 32, 128);
+  work.strip =
+      std::clamp<int64_t>(std::max(work.strip, shared), 1, std::max<int64_t>(a.queries, 1));
   work.strips = (a.queries + work.strip - 1) / work.strip;
   work.groups = a.B * (a.H / work.heads);
   const auto parts = [&](int64_t tasks) {

@@ -140,7 +140,7 @@ Stencil stencil_of(const std::vector<Tap>& taps, int64_t stride) {
   std::map<int64_t, unsigned> readers;
   for (int r = 0; r < kStencilRows; ++r) {
     for (const Tap& tap : taps) {
-      places[tap.offset + r * stride].weight[r] = tap.weight;
+      places[tap.offset + r * stride].weight[r] += tap.weight;
       readers[tap.offset + r * stride] |= 1u << r;
     }
   }
