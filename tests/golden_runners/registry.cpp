@@ -49,10 +49,10 @@ const std::map<std::string, Entry>& registry() {
       {"ditmoe", run_moe},
       {"dsv3_", run_moe},
       {"ecdit", run_moe},
-      {"formula_", "moe plan and separate losses"},
+      {"formula_", run_moe},
       {"hf_", run_moe},
       {"promoe", "moe prototypes"},
-      {"torchtitan", "moe selection bias"},
+      {"torchtitan", run_moe},
       // tokenizers
       {"diffaug", "tokenizer gan"},
       {"fsq", "tokenizer fsq"},

@@ -126,7 +126,7 @@ TEST(Moe, GradientsMatchTheDirectFormula) {
 TEST(Moe, BalanceLossIsOneWhenEven) {
   // Every expert gets as many tokens as any other and scores are even: sum f_i P_i = 1.
   MoeConfig config = sizes(4, 4, 0);
-  config.balance_weight = 2;
+  config.balance.expert = 2;
   Layer layer(config);
   {
     torch::NoGradGuard no_grad;

@@ -1,0 +1,52 @@
+#include "sigma/moe/experts.h"
+
+#include <torch/types.h>
+
+#include "sigma/base/error.h"
+#include "sigma/nn/mlp.h"
+
+namespace sigma {
+
+using torch::Tensor;
+
+Tensor expert_activation(const Tensor& Z, const std::string& activation) {
+  if (activation != "swiglu") return activate(Z, activation);
+  const auto parts = Z.chunk(2, -1);
+  return torch::silu(parts[0]) * parts[1];
+}
+
+Tensor experts_reference(const Tensor& x, const Experts& experts, const Tensor& pair_weight,
+                         const Plan& plan) {
+  const auto dtype = x.scalar_type();
+  const Tensor offsets = plan.offsets.cpu();
+  const int64_t E = experts.w_in.size(0);
+  Tensor y = torch::zeros_like(x, pair_weight.options());
+  for (int64_t e = 0; e < E; ++e) {
+    const auto first = offsets[e].item<int64_t>();
+    const auto last = offsets[e + 1].item<int64_t>();
+    if (first == last) continue;
+    const Tensor tokens = plan.row_token.slice(0, first, last).to(torch::kInt64);
+    const Tensor pairs = plan.row_pair.slice(0, first, last).to(torch::kInt64);
+    const auto biased = [&](const Tensor& in, const Tensor& w, const Tensor& b) {
+      return torch::linear(in, w[e].to(dtype),
+                           b.defined() ? std::optional<Tensor>(b[e].to(dtype)) : std::nullopt);
+    };
+    const Tensor Z = biased(x.index_select(0, tokens), experts.w_in, experts.b_in);
+    const Tensor Y = biased(expert_activation(Z, experts.activation), experts.w_out, experts.b_out);
+    y = y.index_add(0, tokens, Y * pair_weight.index_select(0, pairs).unsqueeze(1));
+  }
+  return y.to(dtype);
+}
+
+Tensor run_experts(const std::string& engine, const Tensor& x, const Experts& experts,
+                   const Tensor& pair_weight, const Plan& plan) {
+  const bool fits =
+      x.is_cpu() && x.scalar_type() == torch::kFloat && experts.w_in.scalar_type() == torch::kFloat;
+  SIGMA_CHECK(kUsage, engine != "cpu" || fits,
+              "mlp.engine: cpu expects float32 on the CPU, got {} on {}",
+              torch::toString(x.scalar_type()), x.device().str());
+  return engine != "reference" && fits ? experts_cpu(x, experts, pair_weight, plan)
+                                       : experts_reference(x, experts, pair_weight, plan);
+}
+
+}  // namespace sigma
