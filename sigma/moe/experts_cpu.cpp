@@ -17,7 +17,7 @@ using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kTile = 256;  // rows of an expert that are multiplied at once
+constexpr int64_t kTile = 512;  // rows of an expert that are multiplied at once
 
 // Rows [first, last) of expert e.
 struct Tile {

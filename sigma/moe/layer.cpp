@@ -25,7 +25,8 @@ void MoeConfig::visit(ConfigVisitor& v) {
   v.field("shared_ratio", shared_ratio, in(0, 64),
           "width of the shared experts over that of the model; 0 = num_shared times expert_ratio");
   v.field("expert_bias", expert_bias, "biases in the experts");
-  v.choice("activation", activation, {"swiglu", "gelu", "gelu_tanh"}, "of the experts");
+  v.choice("expert_activation", expert_activation, {"swiglu", "gelu", "gelu_tanh"},
+           "of the experts");
   v.choice("engine", engine, {"auto", "reference", "cpu"}, "how the experts are computed");
   v.table("router", router, "which experts a token uses");
   v.table("balance", balance, "keeping the experts equally busy");
@@ -46,13 +47,13 @@ MixtureOfExperts::MixtureOfExperts(int64_t dim, const MoeConfig& config)
               "mlp.balance.bias_rate: expert choice is balanced by itself, expected 0, got {}",
               config.balance.bias_rate);
   const int64_t E = config.num_experts;
-  const int64_t in_width = config.activation == "swiglu" ? 2 * hidden_ : hidden_;
+  const int64_t in_width = config.expert_activation == "swiglu" ? 2 * hidden_ : hidden_;
   const auto glorot = [](double in, double out) {
     return Init::uniform(std::sqrt(6.0 / (in + out)));
   };
   const auto C = static_cast<double>(dim);
   router_ = parameter("router", {E, dim}, Init::normal(kRouterStd));
-  experts_.activation = config.activation;
+  experts_.activation = config.expert_activation;
   experts_.w_in = parameter("w_in", {E, in_width, dim}, glorot(C, static_cast<double>(in_width)));
   experts_.w_out = parameter("w_out", {E, dim, hidden_}, glorot(static_cast<double>(hidden_), C));
   if (config.expert_bias) {
@@ -63,7 +64,7 @@ MixtureOfExperts::MixtureOfExperts(int64_t dim, const MoeConfig& config)
                             ? static_cast<int64_t>(std::floor(C * config.shared_ratio))
                             : config.num_shared * hidden_;
   if (width > 0) {
-    const int64_t factor = config.activation == "swiglu" ? 2 : 1;
+    const int64_t factor = config.expert_activation == "swiglu" ? 2 : 1;
     shared_in_ = child<Linear>("shared_in", dim, factor * width, config.expert_bias);
     shared_out_ = child<Linear>("shared_out", width, dim, config.expert_bias);
   }
@@ -85,7 +86,8 @@ void MixtureOfExperts::move_bias(const Context& context) {
 }
 
 Tensor MixtureOfExperts::shared(const Tensor& tokens) const {
-  return shared_out_->forward(expert_activation(shared_in_->forward(tokens), config_.activation));
+  return shared_out_->forward(
+      expert_activation(shared_in_->forward(tokens), config_.expert_activation));
 }
 
 Output MixtureOfExperts::forward(const Tensor& x, const Context& context) {
@@ -129,7 +131,7 @@ Output MixtureOfExperts::forward(const Tensor& x, const Context& context) {
 
 double MixtureOfExperts::flops(int64_t tokens) const {
   const auto T = static_cast<double>(tokens);
-  const bool gated = config_.activation == "swiglu";
+  const bool gated = config_.expert_activation == "swiglu";
   const double expert = (gated ? 6.0 : 4.0) * static_cast<double>(router_.size(1) * hidden_);
   const double chosen = config_.router.kind == "token_choice"
                             ? static_cast<double>(config_.num_chosen)

@@ -29,8 +29,8 @@ struct MoeConfig {
   double expert_ratio = 1.0;  // width of one expert over the width of the model
   double shared_ratio = 0;  // width of the shared FFN over that of the model; 0: num_shared experts
   bool expert_bias = false;
-  std::string activation = "swiglu";  // swiglu | gelu | gelu_tanh
-  std::string engine = "auto";        // auto | reference | cpu
+  std::string expert_activation = "swiglu";  // swiglu | gelu | gelu_tanh
+  std::string engine = "auto";               // auto | reference | cpu
   RouterConfig router;
   BalanceConfig balance;
   void visit(ConfigVisitor& v);

@@ -47,7 +47,7 @@ MoeConfig layer_config(const GoldenFile& file, const Json& options, int64_t dim)
   config.expert_ratio = ratio(file.get("w_out").size(2), dim);
   if (file.has("shared_w_out")) config.shared_ratio = ratio(file.get("shared_w_out").size(1), dim);
   config.expert_bias = flag(options, "expert_bias", false);
-  config.activation = text(options, "activation", "swiglu");
+  config.expert_activation = text(options, "activation", "swiglu");
   config.balance.expert = number(options, "balance.expert", 0);
   config.balance.scope = text(options, "balance.scope", "batch");
   if (file.has("selection_bias")) config.balance.bias_rate = 1e-3;

@@ -19,12 +19,14 @@ TEST(Resume, FiveStopsChangeNoByte) {
   const Program p("resume");
   p.write_data();
   p.write_recipe();
-  // Experts too: their routing must come back exactly. Two micro-batches a step.
+  // Experts too: their routing and its bias must come back exactly. Two micro-batches a step.
   const RunConfig config = load_run_config(
       p.path("tiny.toml"),
       {"data.images=" + p.path("images.idx"), "data.labels=" + p.path("labels.idx"),
        "train.micro_batch=4", "checkpoint.every=1M", "generator.normalize=standardize",
-       "generator.trunk.mlp={kind=\"moe\", num_experts=3, num_chosen=2}", "data.threads=2"});
+       "generator.trunk.mlp={kind=\"moe\", num_experts=3, num_chosen=2, "
+       "balance={bias_rate=1e-2}}",
+       "data.threads=2"});
   ASSERT_EQ(config.train.steps(), 200);
   const TrainResult straight = train(config, {.run = p.path("straight"), .quiet = true});
   EXPECT_EQ(straight.step, 200);

@@ -1,0 +1,170 @@
+// A mixture of experts on the CPU against at::mm at equal row counts, and against a loop over experts
+// with boolean masks, in one run.
+//   build/bench/moe_cpu [--json] [--check]
+//
+// Floor: 6 C I operations a pair of token and expert forward, 12 more backward; what at::mm reaches on
+// one product of T K / E rows is the rate to compare with. Router, order and sums are inside the
+// time. --check exits 1 when a goal is missed.
+#include <torch/autograd.h>
+#include <torch/types.h>
+#include <torch/utils.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <functional>
+
+#include "sigma/base/config.h"
+#include "sigma/base/random.h"
+#include "sigma/moe/layer.h"
+
+namespace {
+
+using torch::Tensor;
+
+constexpr int kThreads = 2;
+constexpr int kRepeats = 5;
+
+double seconds(const std::function<void()>& f, int repeats) {
+  f();  // warm
+  std::vector<double> times;
+  for (int i = 0; i < repeats; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    f();
+    times.push_back(
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+Tensor normal(torch::IntArrayRef shape, uint32_t site) {
+  Tensor out = torch::empty(shape);
+  sigma::fill_normal_keyed(out, 1, sigma::random_stream(sigma::Purpose::kEval, site), 0);
+  return out;
+}
+
+struct Case {
+  int64_t T, C, I, E, K;
+  bool zipf = false;
+};
+
+// at::mm's rate on one expert's rows, with the sizes of its products, forward and backward.
+struct Rate {
+  double forward, both;
+};
+Rate product_rate(const Case& c) {
+  const int64_t n = c.T * c.K / c.E;
+  const Tensor x = normal({n, c.C}, 1), w_in = normal({2 * c.I, c.C}, 2), a = normal({n, c.I}, 3);
+  const Tensor w_out = normal({c.C, c.I}, 4), z = normal({n, 2 * c.I}, 5);
+  const auto forward = [&] {
+    torch::mm(x, w_in.t());
+    torch::mm(a, w_out.t());
+  };
+  const auto backward = [&] {
+    torch::mm(x, w_out);
+    torch::mm(x.t(), a);
+    torch::mm(z, w_in);
+    torch::mm(z.t(), x);
+  };
+  const double flops = 6.0 * static_cast<double>(n * c.C * c.I);
+  const double t = seconds(
+                       [&] {
+                         for (int i = 0; i < 8; ++i) forward();
+                       },
+                       kRepeats) /
+                   8;
+  const double b = seconds(
+                       [&] {
+                         for (int i = 0; i < 8; ++i) backward();
+                       },
+                       kRepeats) /
+                   8;
+  return {flops / t, 3 * flops / (t + b)};
+}
+
+// What a direct implementation does.
+Tensor masked_loop(const Tensor& x, const Tensor& router, const Tensor& w_in, const Tensor& w_out,
+                   int64_t K) {
+  const Tensor scores = torch::softmax(torch::linear(x, router), -1);
+  const auto [weights, chosen] = scores.topk(K, -1);
+  Tensor y = torch::zeros_like(x);
+  for (int64_t e = 0; e < w_in.size(0); ++e) {
+    const Tensor mask = chosen == e;
+    const Tensor rows = mask.any(1);
+    const Tensor g = (weights * mask).sum(1).index({rows}).unsqueeze(1);
+    const auto h = torch::linear(x.index({rows}), w_in[e]).chunk(2, -1);
+    y = y.index_put({rows}, torch::linear(torch::silu(h[0]) * h[1], w_out[e]) * g,
+                    /*accumulate=*/true);
+  }
+  return y;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const auto flag = [&](const char* name) {
+    return std::any_of(argv + 1, argv + argc, [&](char* a) { return std::strcmp(a, name) == 0; });
+  };
+  at::set_num_threads(kThreads);
+  bool missed = false;
+  if (!flag("--json"))
+    fmt::print("{:44} {:>10} {:>8} {:>12} {:>8} {:>9}\n", "CPU, float32, 2 threads", "forward ms",
+               "of mm", "with grad ms", "of mm", "of loop");
+  for (const Case& c : {Case{8192, 512, 256, 64, 6}, Case{8192, 512, 256, 64, 6, true},
+                        Case{4096, 384, 192, 16, 2}, Case{4096, 384, 192, 16, 2, true}}) {
+    sigma::MoeConfig config{.num_experts = c.E, .num_chosen = c.K, .num_shared = 0};
+    config.expert_ratio = (static_cast<double>(c.I) + 1e-6) / static_cast<double>(c.C);
+    config.engine = "cpu";
+    sigma::MixtureOfExperts moe(c.C, config);
+    initialize(moe, 1);
+    const torch::NoGradGuard no_init_grad;
+    auto parameters = moe.named_parameters();
+    Tensor x = normal({1, c.T, c.C}, 9);
+    if (c.zipf) {  // popularity 1 / (1 + e): the last channel is 1, its weights the logarithms
+      x.select(2, c.C - 1).fill_(1);
+      parameters["router"].select(1, c.C - 1).copy_(-torch::arange(1.0, c.E + 1.0).log());
+    }
+    const torch::AutoGradMode grad(true);
+    x.requires_grad_();
+    const Tensor upstream = normal({1, c.T, c.C}, 10);
+    const auto ours = [&] { return moe.forward(x, {.training = true}).value; };
+    const auto loop = [&] {
+      return masked_loop(x.view({c.T, c.C}), parameters["router"], parameters["w_in"],
+                         parameters["w_out"], c.K);
+    };
+    const auto no_grad = [](const auto& f) {
+      return [&f] {
+        const torch::NoGradGuard guard;
+        f();
+      };
+    };
+    const double flops = 6.0 * static_cast<double>(c.T * c.K * c.C * c.I);
+    const Rate rate = product_rate(c);
+    const double t = seconds(no_grad(ours), kRepeats);
+    const double both = seconds([&] { ours().backward(upstream); }, kRepeats);
+    const double theirs = seconds([&] { loop().backward(upstream.view({c.T, c.C})); }, 1);
+    const double share = flops / t / rate.forward, share_both = 3 * flops / both / rate.both;
+    const double ratio = theirs / both;
+    const bool miss = share < 0.8 || share_both < 0.7 || (c.E == 64 && ratio < 3);
+    missed = missed || miss;
+    const std::string name = fmt::format("T {} C {} I {} E {} K {}{}", c.T, c.C, c.I, c.E, c.K,
+                                         c.zipf ? " Zipf" : " even");
+    if (flag("--json"))
+      fmt::print("{}\n", sigma::Json({{"case", name},
+                                      {"forward_ms", t * 1e3},
+                                      {"forward_of_mm", share},
+                                      {"with_grad_ms", both * 1e3},
+                                      {"with_grad_of_mm", share_both},
+                                      {"with_grad_of_loop", ratio},
+                                      {"mm_gflops", rate.forward / 1e9}})
+                             .dump());
+    else
+      fmt::print("{:44} {:10.1f} {:8.2f} {:12.1f} {:8.2f} {:9.2f}  mm {:.0f} GFLOP/s{}\n", name,
+                 t * 1e3, share, both * 1e3, share_both, ratio, rate.forward / 1e9,
+                 miss ? "  goal missed" : "");
+    std::fflush(stdout);
+  }
+  return flag("--check") && missed ? 1 : 0;
+}
