@@ -1,7 +1,7 @@
 // Data sets: indexed samples with a label and an identity. One reader a file; none ever downloads.
 //
-// A sample is uint8 [C,Y,X], [C,F,Y,X] for clips, or float32 [L,Z] for latents; all samples of a set
-// have one shape. Labels are int64 from 0, -1 for none. Not supported: several labels, text.
+// A sample is uint8 [C,Y,X], [C,F,Y,X] for clips, or float32 [L,Z] for latents; all samples of a
+// set have one shape. Labels are int64 from 0, -1 for none. Not supported: several labels, text.
 #pragma once
 
 #include <torch/types.h>
