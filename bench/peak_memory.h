@@ -18,9 +18,12 @@ inline double status_bytes(const std::string& key) {
   return 0;
 }
 
+/// -1 where the system does not let a process start its peak again.
 inline double peak_bytes(const std::function<void()>& f) {
   malloc_trim(0);
-  std::ofstream("/proc/self/clear_refs") << "5";  // the peak starts again
+  std::ofstream reset("/proc/self/clear_refs");
+  reset << "5" << std::flush;
+  if (!reset) return -1;
   const double before = status_bytes("VmRSS");
   f();
   return status_bytes("VmHWM") - before;

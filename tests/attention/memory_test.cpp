@@ -35,6 +35,7 @@ TEST(Memory, BlockSparseIsLinearInTokens) {
   in.index = in.index.view({1, 1, N, n}).contiguous();
   in.rank_q = in.rank_k = torch::arange(N);
   const double peak = both_passes([&] { return block_sparse_attention(in).out; });
+  if (peak < 0) GTEST_SKIP() << "/proc/self/clear_refs cannot be written";
   // Lists and lists turned round; q, k, v, out, their gradients and panels; a few buffers a thread.
   const double bound = 24.0 * N * n + 16.0 * N * 64 * kFloat + 32e6;
   EXPECT_LT(peak, bound);
@@ -51,6 +52,7 @@ TEST(Memory, MultiTokenKeepsNoScoreMaps) {
                .keys = centred_steps({1, 1, 5})};
   in.after = in.before;
   const double peak = both_passes([&] { return multi_token_attention(in).out; });
+  if (peak < 0) GTEST_SKIP() << "/proc/self/clear_refs cannot be written";
   // The definition keeps scores, their convolution, probabilities and their convolution.
   EXPECT_LT(peak, 4 * kFloat * H * N * N / 10);
 }
