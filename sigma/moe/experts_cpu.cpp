@@ -34,17 +34,15 @@ std::vector<Tile> tiles_of(const Tensor& offsets, int64_t rows) {
   return tiles;
 }
 
-// One task a thread, without gradients; by itself if there are too few tasks, so that products use
-// all threads.
+// Tasks are handed out one by one: their lengths differ. Products inside use one thread, so that the
+// bits do not depend on how many there are.
 template <typename F>
 void run(int64_t tasks, F task) {
-  const auto all = [&](std::atomic<int64_t>& next) {
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
     const torch::NoGradGuard no_grad;
     for (int64_t i = next++; i < tasks; i = next++) task(i);
-  };
-  std::atomic<int64_t> next{0};
-  if (tasks < 2 * at::get_num_threads()) return all(next);
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) { all(next); });
+  });
 }
 
 Tensor rows_of(const Tensor& x, const Tensor& index, const Tile& t) {
@@ -55,7 +53,6 @@ Tensor rows_of(const Tensor& x, const Tensor& index, const Tile& t) {
 Tensor activation_grad(const Tensor& dA, const Tensor& Z, const std::string& activation) {
   if (activation == "gelu") return at::gelu_backward(dA, Z, "none");
   if (activation == "gelu_tanh") return at::gelu_backward(dA, Z, "tanh");
-  if (activation == "silu") return at::silu_backward(dA, Z);
   const auto parts = Z.chunk(2, 1);
   return torch::cat({at::silu_backward(dA * parts[1], parts[0]), dA * at::silu(parts[0])}, 1);
 }
