@@ -1,6 +1,7 @@
 // Block-sparse attention on the CPU against torch's dense attention and a plain gather, and
 // multi-token attention against its score maps, in one run.
-//   build/bench/attention_cpu [tiles | tokens | coherent | gather | multi_token | layer | long ...] [--json] [--check]
+//   build/bench/attention_cpu [ROW ...] [--json] [--check]
+// Rows: tiles, tokens, coherent, gather, multi_token, layer, long; default all.
 //
 // Floor: 2 (D + Dv) operations a listed (query, key) pair and head; q, k, v and out move once.
 // A ratio is theirs over ours: above 1 is faster. --check exits 1 when a goal is missed.
@@ -9,21 +10,20 @@
 #include <torch/utils.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cstring>
 #include <functional>
 
 #include "bench/peak_memory.h"
+#include "bench/timing.h"
 #include "sigma/attention/block_plan.h"
 #include "sigma/attention/block_sparse.h"
 #include "sigma/attention/dense.h"
 #include "sigma/attention/multi_token_op.h"
 #include "sigma/attention/sparse.h"
 #include "sigma/base/config.h"
-#include "sigma/base/random.h"
 
 namespace {
 
+using namespace sigma::bench;
 using sigma::BlockSparseInput;
 using torch::Tensor;
 
@@ -31,34 +31,6 @@ constexpr int64_t kHeads = 8;
 constexpr int64_t kDim = 64;
 constexpr int64_t kBlock = 64;
 constexpr int kThreads = 2;
-
-double seconds(const std::function<void()>& f, int repeats) {
-  if (repeats > 1) f();  // warm
-  std::vector<double> times;
-  for (int i = 0; i < repeats; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    f();
-    times.push_back(
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
-
-double forward_seconds(const std::function<Tensor()>& f, int repeats) {
-  const torch::NoGradGuard no_grad;
-  return seconds([&] { f(); }, repeats);
-}
-
-double both_seconds(const std::function<Tensor()>& f, const Tensor& grad, int repeats) {
-  return seconds([&] { f().backward(grad); }, repeats);
-}
-
-Tensor normal(torch::IntArrayRef shape, uint32_t site) {
-  Tensor out = torch::empty(shape);
-  sigma::fill_normal_keyed(out, 1, sigma::random_stream(sigma::Purpose::kEval, site), 0);
-  return out;
-}
 
 // Lists of the blocks with the largest noise, for rows that may see `allowed` blocks.
 Tensor random_lists(int64_t rows, int64_t W, int64_t n, const Tensor& allowed, uint32_t site) {
@@ -222,10 +194,11 @@ Row multi_token(int64_t N, int repeats) {
     return torch::matmul(convolved(P, in.after.kernel), x.v);
   };
   Row row{.name = fmt::format("multi-token 6 x 11, against score maps, N {}", N),
+          .goal = 4,
           .goal_both = 4,
           .goal_memory = 10};
-  row.memory = sigma::bench::peak_bytes([&] { ours().backward(x.grad); });
-  row.memory_ratio = sigma::bench::peak_bytes([&] { maps().backward(x.grad); }) / row.memory;
+  row.memory = peak_bytes([&] { ours().backward(x.grad); });
+  row.memory_ratio = peak_bytes([&] { maps().backward(x.grad); }) / row.memory;
   row.ours = forward_seconds(ours, repeats);
   row.theirs = forward_seconds(maps, repeats);
   row.ours_both = both_seconds(ours, x.grad, repeats);
@@ -238,11 +211,8 @@ Row multi_token(int64_t N, int repeats) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const auto flag = [&](const char* name) {
-    return std::any_of(argv + 1, argv + argc, [&](char* a) { return std::strcmp(a, name) == 0; });
-  };
   at::set_num_threads(kThreads);
-  const bool json = flag("--json");
+  const bool json = flag(argc, argv, "--json");
   bool missed = false;
   if (!json)
     fmt::print("{:58} {:>10} {:>8} {:>12} {:>9}\n", "CPU, float32, 2 threads, H 8, D 64",
@@ -287,5 +257,5 @@ int main(int argc, char** argv) {
     }
     std::fflush(stdout);
   }
-  return flag("--check") && missed ? 1 : 0;
+  return flag(argc, argv, "--check") && missed ? 1 : 0;
 }

@@ -9,41 +9,19 @@
 #include <torch/types.h>
 #include <torch/utils.h>
 
-#include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <cstring>
-#include <functional>
 
+#include "bench/timing.h"
 #include "sigma/base/config.h"
-#include "sigma/base/random.h"
 #include "sigma/moe/layer.h"
 
 namespace {
 
+using namespace sigma::bench;
 using torch::Tensor;
 
 constexpr int kThreads = 2;
 constexpr int kRepeats = 5;
-
-double seconds(const std::function<void()>& f, int repeats) {
-  f();  // warm
-  std::vector<double> times;
-  for (int i = 0; i < repeats; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    f();
-    times.push_back(
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
-
-Tensor normal(torch::IntArrayRef shape, uint32_t site) {
-  Tensor out = torch::empty(shape);
-  sigma::fill_normal_keyed(out, 1, sigma::random_stream(sigma::Purpose::kEval, site), 0);
-  return out;
-}
 
 struct Case {
   int64_t T, C, I, E, K;
@@ -104,12 +82,9 @@ Tensor masked_loop(const Tensor& x, const Tensor& router, const Tensor& w_in, co
 }  // namespace
 
 int main(int argc, char** argv) {
-  const auto flag = [&](const char* name) {
-    return std::any_of(argv + 1, argv + argc, [&](char* a) { return std::strcmp(a, name) == 0; });
-  };
   at::set_num_threads(kThreads);
   bool missed = false;
-  if (!flag("--json"))
+  if (!flag(argc, argv, "--json"))
     fmt::print("{:44} {:>10} {:>8} {:>12} {:>8} {:>9}\n", "CPU, float32, 2 threads", "forward ms",
                "of mm", "with grad ms", "of mm", "of loop");
   for (const Case& c : {Case{8192, 512, 256, 64, 6}, Case{8192, 512, 256, 64, 6, true},
@@ -134,24 +109,18 @@ int main(int argc, char** argv) {
       return masked_loop(x.view({c.T, c.C}), parameters["router"], parameters["w_in"],
                          parameters["w_out"], c.K);
     };
-    const auto no_grad = [](const auto& f) {
-      return [&f] {
-        const torch::NoGradGuard guard;
-        f();
-      };
-    };
     const double flops = 6.0 * static_cast<double>(c.T * c.K * c.C * c.I);
     const Rate rate = product_rate(c);
-    const double t = seconds(no_grad(ours), kRepeats);
-    const double both = seconds([&] { ours().backward(upstream); }, kRepeats);
-    const double theirs = seconds([&] { loop().backward(upstream.view({c.T, c.C})); }, 1);
+    const double t = forward_seconds(ours, kRepeats);
+    const double both = both_seconds(ours, upstream, kRepeats);
+    const double theirs = both_seconds(loop, upstream.view({c.T, c.C}), kRepeats);
     const double share = flops / t / rate.forward, share_both = 3 * flops / both / rate.both;
     const double ratio = theirs / both;
     const bool miss = share < 0.8 || share_both < 0.7 || (c.E == 64 && ratio < 3);
     missed = missed || miss;
     const std::string name = fmt::format("T {} C {} I {} E {} K {}{}", c.T, c.C, c.I, c.E, c.K,
                                          c.zipf ? " Zipf" : " even");
-    if (flag("--json"))
+    if (flag(argc, argv, "--json"))
       fmt::print("{}\n", sigma::Json({{"case", name},
                                       {"forward_ms", t * 1e3},
                                       {"forward_of_mm", share},
@@ -166,5 +135,5 @@ int main(int argc, char** argv) {
                  miss ? "  goal missed" : "");
     std::fflush(stdout);
   }
-  return flag("--check") && missed ? 1 : 0;
+  return flag(argc, argv, "--check") && missed ? 1 : 0;
 }

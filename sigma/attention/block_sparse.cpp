@@ -3,10 +3,9 @@
 #include <torch/autograd.h>
 #include <torch/types.h>
 
-#include <cmath>
-
 #include "sigma/attention/kernels/block_sparse.h"
 #include "sigma/base/error.h"
+#include "sigma/base/tasks.h"
 
 namespace sigma {
 namespace {
@@ -54,10 +53,6 @@ void check(const BlockSparseInput& in) {
                   (key_valid.dim() == 2 && key_valid.size(0) == B && key_valid.size(1) == Nk),
               "block_sparse_attention: expected key_valid [{},{}], got [{}]", B, Nk,
               fmt::join(key_valid.sizes(), ","));
-}
-
-double scale_of(const BlockSparseInput& in) {
-  return in.scale != 0 ? in.scale : 1 / std::sqrt(static_cast<double>(in.q.size(3)));
 }
 
 // Whether each of queries [first, last) may see each key: bool [B,G,rows,Nk].
@@ -169,7 +164,7 @@ class Fast : public torch::autograd::Function<Fast> {
             .rank_k = ranks(in.rank_k),
             .window = in.window,
             .key_valid = in.key_valid.defined() ? in.key_valid.data_ptr<bool>() : nullptr,
-            .scale = static_cast<float>(scale_of(in)),
+            .scale = static_cast<float>(score_scale(in.scale, in.q)),
             .out = out.data_ptr<float>(),
             .lse = lse.data_ptr<float>()};
   }
@@ -192,7 +187,7 @@ bool takes_kernels(const BlockSparseInput& in) {
 AttentionOutput block_sparse_attention_reference(const BlockSparseInput& in) {
   check(in);
   const int64_t H = in.q.size(1), G = in.k.size(1), Nq = in.q.size(2);
-  const double scale = scale_of(in);
+  const double scale = score_scale(in.scale, in.q);
   const auto wide = in.q.scalar_type() == torch::kDouble ? torch::kDouble : torch::kFloat;
   const Tensor k = without_invalid(in.k, in.key_valid).to(wide).repeat_interleave(H / G, 1);
   const Tensor v = without_invalid(in.v, in.key_valid).to(wide).repeat_interleave(H / G, 1);
@@ -216,7 +211,7 @@ AttentionOutput block_sparse_attention(const BlockSparseInput& in) {
   if (!takes_kernels(in)) return block_sparse_attention_reference(in);
   check(in);
   BlockSparseInput rest = in;
-  rest.scale = scale_of(in);
+  rest.scale = score_scale(in.scale, in.q);
   rest.q = rest.k = rest.v = Tensor();
   const variable_list out =
       Fast::apply(pad_columns(in.q), pad_columns(without_invalid(in.k, in.key_valid)),

@@ -4,10 +4,10 @@
 #include <torch/types.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "sigma/attention/kernels/multi_token.h"
+#include "sigma/base/tasks.h"
 
 namespace sigma {
 namespace {
@@ -211,7 +211,7 @@ class Fast : public torch::autograd::Function<Fast> {
         .q = t[kQ].data_ptr<float>(),
         .k = t[kK].data_ptr<float>(),
         .v = t[kV].data_ptr<float>(),
-        .bias = t[kBias].defined() ? t[kBias].data_ptr<float>() : nullptr,
+        .bias = t[kBias].data_ptr<float>(),
         .is_token = t[kPresent].data_ptr<bool>(),
         .scale = static_cast<float>(ctx->saved_data["scale"].toDouble()),
         .before = convolution(t, kBefore, kBeforeMix, kBeforeQueries, kBeforeKeys),
@@ -257,7 +257,7 @@ AttentionOutput multi_token_kernels(const MultiTokenInput& in) {
     present = present & torch::constant_pad_nd(in.key_valid, {0, 1}).index_select(1, places.token);
   const Tensor bias =
       torch::zeros({in.q.size(0), places.count()}).masked_fill(present.logical_not(), -kInfinity);
-  const double scale = in.scale != 0 ? in.scale : 1 / std::sqrt(static_cast<double>(in.q.size(3)));
+  const double scale = score_scale(in.scale, in.q);
   const variable_list out = Fast::apply(
       pad_columns(to_places(in.q, places)), pad_columns(to_places(in.k, places)),
       pad_columns(to_places(in.v, places)), before.kernel, after.kernel, before.mix, after.mix,

@@ -3,7 +3,6 @@
 #include <torch/autograd.h>
 #include <torch/types.h>
 
-#include <cmath>
 #include <limits>
 
 #include "sigma/attention/multi_token_fast.h"
@@ -127,7 +126,7 @@ AttentionOutput multi_token_attention_reference(const MultiTokenInput& in) {
   const auto wide = in.q.scalar_type() == torch::kDouble ? torch::kDouble : torch::kFloat;
   const Tensor k = without_invalid(in.k, in.key_valid).to(wide);
   const Tensor v = without_invalid(in.v, in.key_valid).to(wide);
-  const double scale = in.scale != 0 ? in.scale : 1 / std::sqrt(static_cast<double>(in.q.size(3)));
+  const double scale = score_scale(in.scale, in.q);
   Tensor hidden;  // [N,N]
   if (const Tensor rank = token_ranks(in.layout); rank.defined())
     hidden = (rank.unsqueeze(0) > rank.unsqueeze(1)).to(in.q.device());

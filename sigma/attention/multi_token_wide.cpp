@@ -2,8 +2,6 @@
 
 #include <torch/types.h>
 
-#include <cmath>
-
 namespace sigma {
 namespace {
 
@@ -37,7 +35,7 @@ bool takes_multi_token_wide(const MultiTokenInput& in) {
 }
 
 Tensor multi_token_wide(const MultiTokenInput& in) {
-  const double scale = in.scale != 0 ? in.scale : 1 / std::sqrt(static_cast<double>(in.q.size(3)));
+  const double scale = score_scale(in.scale, in.q);
   Tensor q = in.q.unsqueeze(3);  // [B,H,N,a,D]
   Tensor k = in.k.unsqueeze(3);
   if (in.before.kernel.defined()) {

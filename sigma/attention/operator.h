@@ -1,10 +1,9 @@
 // What the operators of attention share.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <torch/types.h>
 
-#include <atomic>
+#include <cmath>
 #include <cstdint>
 
 #include "sigma/attention/kernels/small_gemm.h"
@@ -29,13 +28,9 @@ inline torch::Tensor pad_columns(const torch::Tensor& x) {
   return missing == 0 ? x : torch::constant_pad_nd(x, {0, missing});
 }
 
-/// Tasks are handed out one by one: their lengths differ. Each writes its own rows.
-template <typename F>
-void run_tasks(int64_t tasks, F task) {
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
-    for (int64_t i = next++; i < tasks; i = next++) task(i);
-  });
+/// The factor on scores q . k: `asked`, or 1/sqrt(D) of q [B,H,N,D] where that is 0.
+inline double score_scale(double asked, const torch::Tensor& q) {
+  return asked != 0 ? asked : 1 / std::sqrt(static_cast<double>(q.size(3)));
 }
 
 }  // namespace sigma

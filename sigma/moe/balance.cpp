@@ -19,7 +19,6 @@ void BalanceConfig::visit(ConfigVisitor& v) {
 Tensor expert_counts(const Routing& routing) {
   const int64_t E = routing.scores.size(1);
   return torch::zeros({E}, routing.scores.options())
-      .detach()
       .index_add(0, routing.pair_expert,
                  torch::ones(routing.pair_expert.sizes(), routing.scores.options()));
 }

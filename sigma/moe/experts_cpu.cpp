@@ -3,10 +3,10 @@
 #include <torch/types.h>
 
 #include <algorithm>
-#include <atomic>
 #include <numeric>
 #include <vector>
 
+#include "sigma/base/tasks.h"
 #include "sigma/moe/experts.h"
 #include "sigma/moe/kernels/combine.h"
 
@@ -34,17 +34,6 @@ std::vector<Tile> tiles_of(const Tensor& offsets, int64_t rows) {
   return tiles;
 }
 
-// Tasks are handed out one by one: their lengths differ. Products inside use one thread, so that the
-// bits do not depend on how many there are.
-template <typename F>
-void run(int64_t tasks, F task) {
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
-    const torch::NoGradGuard no_grad;
-    for (int64_t i = next++; i < tasks; i = next++) task(i);
-  });
-}
-
 Tensor rows_of(const Tensor& x, const Tensor& index, const Tile& t) {
   return x.index_select(0, index.slice(0, t.first, t.last));
 }
@@ -69,7 +58,8 @@ class Fast : public torch::autograd::Function<Fast> {
     const Tensor Z = torch::empty({R, w_in.size(1)}, x.options());
     const Tensor Y = torch::empty({R, x.size(1)}, x.options());
     const std::vector<Tile> tiles = tiles_of(plan.offsets, kTile);
-    run(static_cast<int64_t>(tiles.size()), [&](int64_t i) {
+    run_tasks(static_cast<int64_t>(tiles.size()), [&](int64_t i) {
+      const torch::NoGradGuard no_grad;
       const Tile& t = tiles[static_cast<size_t>(i)];
       Tensor z = Z.slice(0, t.first, t.last);
       at::mm_out(z, rows_of(x, plan.row_token, t), w_in[t.e].t());
@@ -104,7 +94,8 @@ class Fast : public torch::autograd::Function<Fast> {
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(),
                      [&](int64_t a, int64_t b) { return at[a + 1] - at[a] > at[b + 1] - at[b]; });
-    run(E, [&](int64_t i) {
+    run_tasks(E, [&](int64_t i) {
+      const torch::NoGradGuard no_grad;
       const int64_t e = order[static_cast<size_t>(i)];
       Tensor dw_in_e = dw_in[e], dw_out_e = dw_out[e];
       for (int64_t first = at[e]; first < at[e + 1]; first += kTile) {

@@ -6,9 +6,9 @@
 // Who goes where: router.h. In which order: plan.h. The experts' networks: experts.h. Balance:
 // balance.h. S shared experts are one FFN of S times the width, or of `shared_ratio`.
 //
-// Statistics (only where the Context records), means over the layers of sums over them:
-// moe.max_violation = max n / mean n - 1, moe.entropy of n over log E, moe.empty_experts,
-// moe.unrouted_tokens (the share of tokens without expert: expert choice).
+// Statistics (only where the Context records), summed over the layers: moe.max_violation =
+// max n / mean n - 1, moe.entropy of n over log E, moe.empty_experts, moe.unrouted_tokens (expert
+// choice: the share of tokens without expert).
 #pragma once
 
 #include <memory>

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <torch/autograd.h>
 #include <torch/types.h>
+#include <torch/utils.h>
 
 #include <limits>
 
@@ -158,14 +159,12 @@ TEST(MultiTokenOp, KernelsMatchTheDefinition) {
       const Tensor finite = expected[i].masked_fill(expected[i].isinf(), 0);
       EXPECT_TRUE(torch::equal(actual[i].isinf(), expected[i].isinf())) << c.name << " " << i;
       const double largest = finite.numel() == 0 ? 0 : finite.abs().max().item<double>();
-      // A score is a sum of D products and of the taps; what follows sums over the tokens.
-      const double taps = static_cast<double>(c.before_q.size() * c.before_k.size());
-      const double u = std::numeric_limits<float>::epsilon() / 2;
-      const double score = std::max(1.0, c.size * c.size) * std::sqrt(taps) * 16;
-      const double bound =
-          4 * u *
-          (static_cast<double>(c.D) + taps + static_cast<double>(c.layout.tokens()) + score * 16) *
-          std::max(largest, 1.0);
+      // Roundings of sums of D products, of the taps and of the tokens add up like their square
+      // roots; an exponential multiplies them by the size of the scores.
+      const int64_t terms = c.D + c.before_q.size() * c.before_k.size() + c.layout.tokens();
+      const double bound = 4 * std::numeric_limits<float>::epsilon() *
+                           std::sqrt(static_cast<double>(terms)) * c.size * c.size *
+                           std::max(largest, 1.0);
       EXPECT_LE(error(actual[i].masked_fill(actual[i].isinf(), 0), finite), bound)
           << c.name << " " << i;
     }

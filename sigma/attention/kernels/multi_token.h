@@ -37,10 +37,10 @@ struct MultiToken {
   int64_t isolated = 0;                 // a multiple of 32
   const float* q = nullptr;             // [B,H,places,D]
   const float* k = nullptr;
-  const float* v = nullptr;       // [B,H,places,Dv]
-  const float* bias = nullptr;    // [B,places]: 0 for keys that are there, else -inf; null: all are
-  const int64_t* rank = nullptr;  // [places]: keys of a higher rank are hidden; null: none are
-  bool ordered = false;           // rank[i] = i, and no query step is negative
+  const float* v = nullptr;        // [B,H,places,Dv]
+  const float* bias = nullptr;     // [B,places]: 0 for keys that are there, else -inf
+  const int64_t* rank = nullptr;   // [places]: keys of a higher rank are hidden; null: none are
+  bool ordered = false;            // rank[i] = i, and no query step is negative
   const bool* is_token = nullptr;  // [places]
   float scale = 1;
   MapConvolution before, after;  // the softmax

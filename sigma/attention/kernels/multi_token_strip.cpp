@@ -233,7 +233,7 @@ void Strip::probabilities(Maps& maps, float* lse, Rows rows) const {
         for (int64_t j = 0; j < a_.places; ++j)
           if (a_.rank[j] > a_.rank[i]) s[j] = -kInfinity;
       }
-      const float log_sum = softmax(a_.bias ? a_.bias + b_ * a_.places : nullptr, s, width);
+      const float log_sum = softmax(a_.bias + b_ * a_.places, s, width);
       if (lse && i >= rows.first && i < rows.last) lse[at(h) + i] = log_sum;
     }
   }

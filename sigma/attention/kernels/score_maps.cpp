@@ -102,10 +102,8 @@ SIGMA_INLINE void scale_body(float factor, float* x, int64_t width) {
 }
 
 SIGMA_INLINE float softmax_body(const float* bias, float* x, int64_t width) {
-  if (bias) {
-    for (int64_t p = 0; p < width; p += kLanes)
-      store_lanes(x + p, load_lanes(x + p) + load_lanes(bias + p));
-  }
+  for (int64_t p = 0; p < width; p += kLanes)
+    store_lanes(x + p, load_lanes(x + p) + load_lanes(bias + p));
   const float top = max_of(x, width);
   if (top == -kInfinity) {
     std::fill(x, x + width, 0.0f);

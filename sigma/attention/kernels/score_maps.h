@@ -96,7 +96,7 @@ void mix(const float* weight, int64_t row, int64_t column, int64_t heads, float*
          int64_t width);
 float dot(const float* x, const float* y, int64_t width);
 void scale_by(float factor, float* x, int64_t width);
-/// x = softmax(x + bias), bias 0 or -inf, or null; a row without a finite score becomes 0. Returns
+/// x = softmax(x + bias), bias 0 or -inf; a row without a finite score becomes 0. Returns
 /// the logarithm of the sum, or -inf.
 float softmax(const float* bias, float* x, int64_t width);
 /// grad = p (grad - sum(p grad)).
