@@ -6,8 +6,9 @@ namespace sigma {
 
 void AttentionConfig::visit(ConfigVisitor& v) {
   v.choice("kind", kind, {"dense", "sparse", "multi_token"}, "kind of attention");
-  v.field("layers", layers,
-          "blocks that use this kind: all, odd, \"every 4th\" or a list; the others are dense");
+  v.field(
+      "layers", layers,
+      "blocks that use this kind: all, odd, \"every 4th\", \"from 1\" or a list; the others dense");
   v.field("qk_norm", qk_norm, "RMS norm of queries and keys");
   if (v.when(kind, "sparse")) sparse.visit(v);
   if (v.when(kind, "multi_token")) multi_token.visit(v);

@@ -136,7 +136,8 @@ std::vector<KeyInfo> list_keys(const VisitFn& visit);
 Json parse_toml(std::string_view text, const std::string& source);
 /// A tree as TOML text: fields first, then tables.
 std::string to_toml(const Json& tree);
-/// A recipe file, its `extends = "other.toml"` (relative to it) merged underneath.
+/// A recipe file; what it `extends = "other.toml"` (relative to it; or a list, later ones over
+/// earlier ones) is merged underneath.
 Json load_recipe(const std::filesystem::path& file);
 /// Merges `over` into `base`. A table whose `kind` changes starts anew.
 void merge_config(Json& base, const Json& over);

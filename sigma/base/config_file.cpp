@@ -81,15 +81,18 @@ Json load_recipe_at(const std::filesystem::path& file, int depth) {
   std::stringstream text;
   text << stream.rdbuf();
   Json tree = parse_toml(text.str(), file.string());
-  if (const auto parent = tree.find("extends"); parent != tree.end()) {
-    SIGMA_CHECK(kUsage, parent->is_string(), "extends: expected a file name in quotes ({})",
-                file.string());
-    Json base = load_recipe_at(file.parent_path() / parent->get<std::string>(), depth + 1);
-    tree.erase("extends");
-    merge_config(base, tree);
-    return base;
+  const auto parents = tree.find("extends");
+  if (parents == tree.end()) return tree;
+  const Json names = parents->is_array() ? *parents : Json::array({*parents});
+  tree.erase("extends");
+  Json merged = Json::object();
+  for (const Json& name : names) {
+    SIGMA_CHECK(kUsage, name.is_string(),
+                "extends: expected a file name in quotes, or a list of them ({})", file.string());
+    merge_config(merged, load_recipe_at(file.parent_path() / name.get<std::string>(), depth + 1));
   }
-  return tree;
+  merge_config(merged, tree);
+  return merged;
 }
 
 }  // namespace

@@ -2,7 +2,10 @@
 
 #include <torch/types.h>
 
+#include <mutex>
+
 #include "sigma/base/error.h"
+#include "sigma/moe/experts_grouped.h"
 #include "sigma/nn/mlp.h"
 
 namespace sigma {
@@ -38,15 +41,38 @@ Tensor experts_reference(const Tensor& x, const Experts& experts, const Tensor& 
   return y.to(dtype);
 }
 
+namespace {
+
+// auto had to take the loop; float64 is there to check others, and asks for it.
+void say_once(const std::string& why) {
+  static std::once_flag said;
+  std::call_once(said, [&] {
+    fmt::print(stderr, "note: the mixture of experts runs as a loop over experts: {}\n", why);
+  });
+}
+
+}  // namespace
+
 Tensor run_experts(const std::string& engine, const Tensor& x, const Experts& experts,
                    const Tensor& pair_weight, const Plan& plan) {
-  const bool fits =
-      x.is_cpu() && x.scalar_type() == torch::kFloat && experts.w_in.scalar_type() == torch::kFloat;
-  SIGMA_CHECK(kUsage, engine != "cpu" || fits,
-              "mlp.engine: cpu expects float32 on the CPU, got {} on {}",
-              torch::toString(x.scalar_type()), x.device().str());
-  return engine != "reference" && fits ? experts_cpu(x, experts, pair_weight, plan)
-                                       : experts_reference(x, experts, pair_weight, plan);
+  const auto dtype = x.scalar_type();
+  const std::string cpu_refuses =
+      x.is_cpu() && dtype == torch::kFloat && experts.w_in.scalar_type() == torch::kFloat
+          ? ""
+          : fmt::format("expected float32 on the CPU, got {} on {}", torch::toString(dtype),
+                        x.device().str());
+  SIGMA_CHECK(kUsage, engine != "cpu" || cpu_refuses.empty(), "mlp.engine: cpu: {}", cpu_refuses);
+  if (engine == "cpu" || (engine == "auto" && cpu_refuses.empty()))
+    return experts_cpu(x, experts, pair_weight, plan);
+  if (engine == "grouped_mm" || (engine == "auto" && x.is_cuda())) {
+    const std::string refusal = grouped_refuses(x, experts);
+    if (refusal.empty()) return experts_grouped(x, experts, pair_weight, plan);
+    SIGMA_CHECK(kUsage, engine == "auto", "mlp.engine: grouped_mm: {}", refusal);
+    if (dtype != torch::kDouble) say_once("grouped_mm: " + refusal);
+  } else if (engine == "auto" && dtype != torch::kDouble) {
+    say_once("cpu: " + cpu_refuses);
+  }
+  return experts_reference(x, experts, pair_weight, plan);
 }
 
 }  // namespace sigma

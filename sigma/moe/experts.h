@@ -11,7 +11,8 @@
 //
 // The reference is a loop over the experts. The `cpu` engine (float32 on the CPU) multiplies tiles
 // of an expert's rows, gathered and activated in the cache; sums have a fixed order: the same bits
-// on any number of threads. Experts without rows get exactly zero gradients from both.
+// on any number of threads. `grouped_mm` (bfloat16 on a GPU): experts_grouped.h. Experts without
+// rows get exactly zero gradients from all.
 #pragma once
 
 #include <torch/types.h>
@@ -31,7 +32,8 @@ struct Experts {
 };
 
 /// x [T,C]; pair_weight [P] in at least float32 -> y [T,C] in x's dtype. Errors: kUsage (an engine
-/// that cannot do this device or dtype). engine: auto | reference | cpu.
+/// that cannot do this device, dtype or size). engine: auto | reference | cpu | grouped_mm; auto is
+/// the fastest that can, and says once why the reference runs.
 torch::Tensor run_experts(const std::string& engine, const torch::Tensor& x, const Experts& experts,
                           const torch::Tensor& pair_weight, const Plan& plan);
 /// The definition.

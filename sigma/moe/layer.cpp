@@ -27,7 +27,8 @@ void MoeConfig::visit(ConfigVisitor& v) {
   v.field("expert_bias", expert_bias, "biases in the experts");
   v.choice("expert_activation", expert_activation, {"swiglu", "gelu", "gelu_tanh"},
            "of the experts");
-  v.choice("engine", engine, {"auto", "reference", "cpu"}, "how the experts are computed");
+  v.choice("engine", engine, {"auto", "reference", "cpu", "grouped_mm"},
+           "how the experts are computed");
   v.table("router", router, "which experts a token uses");
   v.table("balance", balance, "keeping the experts equally busy");
 }

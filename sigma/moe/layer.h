@@ -30,7 +30,7 @@ struct MoeConfig {
   double shared_ratio = 0;  // width of the shared FFN over that of the model; 0: num_shared experts
   bool expert_bias = false;
   std::string expert_activation = "swiglu";  // swiglu | gelu | gelu_tanh
-  std::string engine = "auto";               // auto | reference | cpu
+  std::string engine = "auto";               // auto | reference | cpu | grouped_mm
   RouterConfig router;
   BalanceConfig balance;
   void visit(ConfigVisitor& v);

@@ -19,14 +19,16 @@ Tensor starts(const Tensor& sorted, int64_t n) {
 Plan make_plan(const Tensor& pair_token, const Tensor& pair_expert, int64_t tokens,
                int64_t experts) {
   const int64_t P = pair_expert.size(0);
-  SIGMA_CHECK(kUsage, P < (int64_t{1} << 31) && experts * tokens < (int64_t{1} << 31),
+  SIGMA_CHECK(kUsage, P < (int64_t{1} << 31) && (experts + 1) * tokens < (int64_t{1} << 31),
               "mixture of experts: expected fewer than 2^31 pairs, got {} tokens and {} experts; "
               "split the batch",
               tokens, experts);
   const Tensor dropped = pair_expert < 0;
   const Tensor expert = pair_expert.masked_fill(dropped, experts);
-  const Tensor by_expert =
-      (expert * tokens + pair_token.masked_fill(dropped, 0)).argsort(/*stable=*/true, 0, false);
+  // Keys of 32 bits: half a radix sort's work.
+  const Tensor by_expert = (expert * tokens + pair_token.masked_fill(dropped, 0))
+                               .to(torch::kInt)
+                               .argsort(/*stable=*/true, 0, false);
   const Tensor row_expert = expert.index_select(0, by_expert);
   const Tensor unused = row_expert == experts;
   Plan plan;
@@ -35,7 +37,7 @@ Plan make_plan(const Tensor& pair_token, const Tensor& pair_expert, int64_t toke
   plan.row_token = token.masked_fill(unused, -1).to(torch::kInt);
   plan.row_pair = by_expert.masked_fill(unused, -1).to(torch::kInt);
 
-  const Tensor key = token.masked_fill(unused, tokens);
+  const Tensor key = token.masked_fill(unused, tokens).to(torch::kInt);
   const Tensor by_token = key.argsort(/*stable=*/true, 0, false);
   const Tensor sorted = key.index_select(0, by_token);
   plan.token_offsets = starts(sorted, tokens);

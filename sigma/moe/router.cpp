@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "sigma/base/error.h"
+#include "sigma/moe/experts_grouped.h"
 
 namespace sigma {
 namespace {
@@ -43,7 +44,8 @@ Routing token_choice(const RouterConfig& config, int64_t K, const Tensor& logits
   if (bias.defined()) r = r + bias;
   r = r.nan_to_num(-kInfinity, kInfinity, -kInfinity);
   if (config.groups > 1) r = within_groups(config, r);
-  const Tensor chosen = best(r, K, 1);
+  const bool on_gpu = r.is_cuda() && r.scalar_type() == torch::kFloat;
+  const Tensor chosen = on_gpu ? top_k_cuda(r, K) : best(r, K, 1);
   Tensor g = out.scores.gather(1, chosen);
   if (config.normalize) g = g / (g.sum(1, /*keepdim=*/true) + kTiny);
   out.pair_token = torch::arange(logits.size(0), chosen.options()).repeat_interleave(K);

@@ -8,8 +8,9 @@ namespace sigma {
 
 void MlpConfig::visit(ConfigVisitor& v) {
   v.choice("kind", kind, {"dense", "moe"}, "kind of mlp: dense, or mixture of experts");
-  v.field("layers", layers,
-          "blocks that use this kind: all, odd, \"every 4th\" or a list; the others are dense");
+  v.field(
+      "layers", layers,
+      "blocks that use this kind: all, odd, \"every 4th\", \"from 1\" or a list; the others dense");
   v.choice("activation", activation, {"silu", "gelu", "gelu_tanh"}, "of dense mlps");
   if (v.when(kind, "moe")) moe.visit(v);
 }
@@ -37,14 +38,23 @@ std::vector<bool> select_layers(const TextOrList& layers, int64_t depth, const s
     return selected;
   }
   const std::string& text = std::get<std::string>(layers);
-  int64_t every = 0;
-  if (text == "all") every = 1;
-  if (text == "odd") every = 2;
-  if (text.starts_with("every "))
-    std::from_chars(text.data() + 6, text.data() + text.size(), every);
-  SIGMA_CHECK(kUsage, every >= 1,
-              "{} = \"{}\": expected all, odd, \"every Nth\" or a list of blocks", key, text);
-  for (int64_t i = every - 1; i < depth; i += every) selected[static_cast<size_t>(i)] = true;
+  int64_t first = 0, step = 0;
+  const auto number_after = [&](std::string_view word, int64_t& number) {
+    std::from_chars(text.data() + word.size(), text.data() + text.size(), number);
+  };
+  if (text == "all") step = 1;
+  if (text == "odd") step = 2;
+  if (text.starts_with("every ")) number_after("every ", step);
+  if (step > 1) first = step - 1;
+  if (text.starts_with("from ")) {
+    first = -1;
+    number_after("from ", first);
+    step = 1;
+  }
+  SIGMA_CHECK(kUsage, step >= 1 && first >= 0,
+              "{} = \"{}\": expected all, odd, \"every Nth\", \"from N\" or a list of blocks", key,
+              text);
+  for (int64_t i = first; i < depth; i += step) selected[static_cast<size_t>(i)] = true;
   return selected;
 }
 

@@ -32,7 +32,7 @@ struct TrunkConfig {
 };
 
 /// Which of `depth` blocks (from 0) a `layers` value selects: all | odd (1, 3, ...) | "every Nth"
-/// (N-1, 2N-1, ...) | a list. Errors: kUsage naming `key`.
+/// (N-1, 2N-1, ...) | "from N" | a list. Errors: kUsage naming `key`.
 std::vector<bool> select_layers(const TextOrList& layers, int64_t depth, const std::string& key);
 
 }  // namespace sigma

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <torch/autograd.h>
+#include <torch/cuda.h>
 #include <torch/types.h>
 #include <torch/utils.h>
 
@@ -56,17 +57,25 @@ struct Inputs {
     plan = make_plan(torch::arange(l.T).repeat_interleave(l.K), expert, l.T, l.E);
   }
 
-  std::vector<Tensor> run(const std::string& engine, torch::ScalarType dtype) const {
-    const auto leaf = [&](const Tensor& t) {
-      return t.defined() ? t.to(torch::kFloat).to(dtype).detach().requires_grad_() : t;
+  // Output and gradients, on the CPU; inputs are rounded to `rounded` first.
+  std::vector<Tensor> run(const std::string& engine, torch::ScalarType dtype,
+                          torch::ScalarType rounded = torch::kFloat,
+                          torch::Device device = torch::kCPU) const {
+    const auto leaf = [&](const Tensor& t, torch::ScalarType to) {
+      return t.defined() ? t.to(rounded).to(device, to).detach().requires_grad_() : t;
     };
-    const Tensor X = leaf(x), g = leaf(weight);
-    const Experts e{leaf(w_in), leaf(w_out), leaf(b_in), leaf(b_out), activation};
-    const Tensor y = run_experts(engine, X, e, g, plan);
-    if (y.requires_grad()) (y * grad.to(dtype)).sum().backward();
-    std::vector<Tensor> results = {y.detach()};
+    const auto at_least = dtype == torch::kDouble ? dtype : torch::kFloat;
+    const Tensor X = leaf(x, dtype), g = leaf(weight, at_least);
+    const Experts e{leaf(w_in, dtype), leaf(w_out, dtype), leaf(b_in, dtype), leaf(b_out, dtype),
+                    activation};
+    const Plan there{plan.offsets.to(device), plan.row_token.to(device), plan.row_pair.to(device),
+                     plan.token_offsets.to(device), plan.token_rows.to(device)};
+    const Tensor y = run_experts(engine, X, e, g, there);
+    if (y.requires_grad()) y.backward(grad.to(rounded).to(device, dtype));
+    std::vector<Tensor> results = {y.detach().cpu()};
     for (const Tensor& t : {X, g, e.w_in, e.w_out, e.b_in, e.b_out})
-      if (t.defined()) results.push_back(t.grad().defined() ? t.grad() : torch::zeros_like(t));
+      if (t.defined())
+        results.push_back((t.grad().defined() ? t.grad() : torch::zeros_like(t)).cpu());
     return results;
   }
 };
@@ -86,6 +95,33 @@ TEST(Experts, TheCpuEngineFollowsTheDefinition) {
         EXPECT_LE(error(actual[i], expected[i]), std::numeric_limits<float>::epsilon() *
                                                      (8 + 2 * std::sqrt(terms)) * (1e-3 + largest))
             << load.name << " " << activation << " " << i;
+      }
+    }
+  }
+}
+
+TEST(Experts, TheGpuEngineFollowsTheDefinition) {
+  if (!torch::cuda::is_available()) GTEST_SKIP() << "no NVIDIA GPU";
+  for (Load load : kLoads) {
+    load.C *= 8;
+    load.I *= 8;
+    for (const std::string activation : {"swiglu", "gelu", "gelu_tanh"}) {
+      const Inputs in(load, activation, activation != "swiglu");
+      const auto expected = in.run("reference", torch::kDouble, torch::kBFloat16);
+      // What freed memory holds must not matter.
+      torch::full({1 << 22}, std::nan(""), torch::kCUDA);
+      const auto run = [&] {
+        return in.run("grouped_mm", torch::kBFloat16, torch::kBFloat16, torch::kCUDA);
+      };
+      const auto actual = run(), again = run();
+      ASSERT_EQ(expected.size(), actual.size());
+      for (size_t i = 0; i < expected.size(); ++i) {
+        const double largest =
+            expected[i].numel() == 0 ? 0 : expected[i].abs().max().item<double>();
+        // Z, A, Y and their gradients are rounded to 8 bits on the way: a few times 2^-9.
+        EXPECT_LE(error(actual[i], expected[i]), 0x1p-7 * largest)
+            << load.name << " " << activation << " " << i;
+        EXPECT_TRUE(torch::equal(actual[i], again[i])) << load.name << " " << activation << i;
       }
     }
   }
@@ -132,6 +168,7 @@ TEST(Experts, ExpertsWithoutRowsGetExactlyZero) {
 TEST(Experts, AnEngineRefusesWhatItCannotDo) {
   const Inputs in(kLoads[0], "swiglu", false);
   EXPECT_THROW(in.run("cpu", torch::kDouble), Error);
+  EXPECT_THROW(in.run("grouped_mm", torch::kFloat), Error);
 }
 
 TEST(Plan, OrdersPairsAndTurnsThemRound) {

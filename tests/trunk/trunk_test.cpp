@@ -38,6 +38,7 @@ TEST(SelectLayers, WordsAndLists) {
   using Mask = std::vector<bool>;
   EXPECT_EQ(select_layers("all", 3, "k"), (Mask{true, true, true}));
   EXPECT_EQ(select_layers("odd", 5, "k"), (Mask{false, true, false, true, false}));
+  EXPECT_EQ(select_layers("from 1", 3, "k"), (Mask{false, true, true}));
   EXPECT_EQ(select_layers("every 4th", 8, "k"),
             (Mask{false, false, false, true, false, false, false, true}));
   EXPECT_EQ(select_layers("every 2nd", 4, "k"), (Mask{false, true, false, true}));
