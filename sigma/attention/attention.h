@@ -16,6 +16,7 @@ struct AttentionConfig {
   std::string kind = "dense";
   TextOrList layers = "all";
   bool qk_norm = false;
+  bool qkv_bias = true;  // dense
   SparseConfig sparse;
   MultiTokenConfig multi_token;
   void visit(ConfigVisitor& v);

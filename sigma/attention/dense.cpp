@@ -34,9 +34,9 @@ Tensor dense_attention(const Tensor& q, const Tensor& k, const Tensor& v, bool c
   return at::scaled_dot_product_attention(q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0, causal);
 }
 
-DenseAttention::DenseAttention(int64_t dim, int64_t num_heads, bool qk_norm)
+DenseAttention::DenseAttention(int64_t dim, int64_t num_heads, bool qk_norm, bool qkv_bias)
     : num_heads_(num_heads),
-      qkv_(child<Linear>("qkv", dim, 3 * dim)),
+      qkv_(child<Linear>("qkv", dim, 3 * dim, qkv_bias)),
       proj_(child<Linear>("proj", dim, dim)) {
   SIGMA_CHECK(kUsage, num_heads >= 1 && dim % num_heads == 0,
               "num_heads: expected a divisor of hidden_size = {}, got {}", dim, num_heads);

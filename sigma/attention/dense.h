@@ -25,7 +25,7 @@ torch::Tensor dense_attention(const torch::Tensor& q, const torch::Tensor& k,
 /// embedding, attention, output projection.
 class DenseAttention : public Attention {
  public:
-  DenseAttention(int64_t dim, int64_t num_heads, bool qk_norm);
+  DenseAttention(int64_t dim, int64_t num_heads, bool qk_norm, bool qkv_bias = true);
   torch::Tensor forward(const torch::Tensor& x, const TokenLayout& layout, const Rope* rope,
                         const Context& context) override;
   double flops(const TokenLayout& layout) const override;

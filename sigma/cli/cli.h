@@ -84,6 +84,16 @@ struct InspectCommand {
 };
 CommandResult run_inspect_attention(const InspectCommand& command, const GlobalOptions& global);
 
+struct InspectRoutingCommand {
+  std::string run;
+  std::string out = "routing.png";
+  std::vector<int64_t> images = {0};  // of the run's data set
+  std::vector<double> times;          // noise on them; empty: 0.1, 0.5, 0.9 of the path
+  std::string ema = "main";
+};
+CommandResult run_inspect_routing(const InspectRoutingCommand& command,
+                                  const GlobalOptions& global);
+
 CommandResult run_show(const std::string& what);
 CommandResult run_version();
 

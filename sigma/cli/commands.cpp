@@ -198,6 +198,31 @@ void Commands::add_inspect(CLI::App& app) {
   attention->add_option("--ema", inspect_.ema, "main (averaged weights) or none");
   attention->add_option("--device", global_.device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  add_inspect_routing(*inspect);
+}
+
+void Commands::add_inspect_routing(CLI::App& inspect) {
+  CLI::App* routing =
+      add(inspect, "routing",
+          "Mixture of experts: the patches that choose each expert, per layer and noise, over\n"
+          "images, and how often a place chooses it over many.",
+          "  sigma inspect routing runs/imm-moe --image 7 -o routing.png\n"
+          "  sigma inspect routing runs/imm-moe --image 3,7 --time 0.2,0.8 -o two.png\n",
+          [this] { return run_inspect_routing(routing_, global_); });
+  routing->add_option("RUN", routing_.run, "a generator run, or its name under runs/")->required();
+  routing->add_option("-o,--out", routing_.out, "FILE.png");
+  routing
+      ->add_option("--image", routing_.images,
+                   "numbers of images of the run's data set, one or several: 3,7")
+      ->delimiter(',');
+  routing
+      ->add_option("--time", routing_.times,
+                   "noise on the images: t on the run's path, one or several; default 0.1, 0.5 and "
+                   "0.9 of it")
+      ->delimiter(',');
+  routing->add_option("--ema", routing_.ema, "main (averaged weights) or none");
+  routing->add_option("--device", global_.device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
 }
 
 }  // namespace sigma

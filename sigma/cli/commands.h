@@ -25,12 +25,14 @@ class Commands {
   void add_config(CLI::App& app);
   void add_data(CLI::App& app);
   void add_inspect(CLI::App& app);
+  void add_inspect_routing(CLI::App& inspect);
 
   GlobalOptions global_;
   TrainCommand train_;
   SampleCommand sample_;
   EvalCommand eval_;
   InspectCommand inspect_;
+  InspectRoutingCommand routing_;
   std::string what_;
   std::string other_;
   std::vector<std::string> set_;

@@ -8,10 +8,7 @@
 #include "sigma/attention/sparse.h"
 #include "sigma/base/error.h"
 #include "sigma/cli/cli.h"
-#include "sigma/data/dataset.h"
-#include "sigma/io/files.h"
-#include "sigma/io/images.h"
-#include "sigma/train/load_generator.h"
+#include "sigma/cli/inspect_picture.h"
 
 namespace sigma {
 namespace {
@@ -20,7 +17,6 @@ using torch::Tensor;
 
 constexpr int64_t kCellWidth = 112;  // pixels that an image is drawn with, about
 constexpr int64_t kTapSide = 8;      // pixels of a tap
-constexpr double kDark = 0.3;        // of blocks that are not selected
 constexpr int64_t kGap = 4;
 
 // RGB pictures of one size in rows.
@@ -28,9 +24,6 @@ struct Sheet {
   std::vector<Image> cells;
   int64_t columns = 1;
 };
-
-// float [3,Y,X] in [0,1] -> pixels.
-Image picture(const Tensor& rgb) { return to_image(rgb.mul(255).round().to(torch::kUInt8)); }
 
 class Attentions {
  public:
@@ -50,56 +43,6 @@ class Attentions {
   std::vector<std::pair<std::string, MultiTokenAttention*>> multi_;
 };
 
-// A grid of patches over a sample [C,Y,X] or [C,F,Y,X], frames side by side.
-class PatchView {
- public:
-  PatchView(const Tensor& sample, int64_t patch) : patch_(patch) {
-    const Tensor clip = sample.dim() == 4 ? sample : sample.unsqueeze(1);
-    grid_ = {.frames = clip.size(1), .height = clip.size(2) / patch, .width = clip.size(3) / patch};
-    const Tensor grey = clip.to(torch::kFloat).div(255).expand({3, -1, -1, -1});
-    zoom_ = std::max<int64_t>(1, kCellWidth / clip.size(3));
-    base_ = spread(grey);
-  }
-  const Grid& grid() const { return grid_; }
-
-  // Selected patches as they are, others dark, the query's patch outlined. selected: bool [N].
-  Image draw(const Tensor& selected, int64_t query) const {
-    const int64_t side = patch_ * zoom_;
-    const auto over_pixels = [&](const Tensor& tokens) {
-      return spread(tokens.to(torch::kFloat)
-                        .view({1, grid_.frames, grid_.height, grid_.width})
-                        .repeat_interleave(patch_, 2)
-                        .repeat_interleave(patch_, 3));
-    };
-    const Tensor light = over_pixels(selected);
-    Tensor rgb = base_ * (light * (1 - kDark) + kDark);
-    // Selected ground is tinted, or black on black would not show.
-    rgb = rgb + light * (1 - base_) * torch::tensor({0.0f, 0.25f, 0.45f}).view({3, 1, 1});
-    const int64_t f = query / (grid_.height * grid_.width);
-    const int64_t y = query / grid_.width % grid_.height * side;
-    const int64_t x = (f * grid_.width + query % grid_.width) * side;
-    const Tensor red = torch::tensor({1.0f, 0.2f, 0.1f}).view({3, 1, 1});
-    for (const int64_t edge : {int64_t{0}, side - 1}) {
-      rgb.narrow(1, y + edge, 1).narrow(2, x, side).copy_(red.expand({3, 1, side}));
-      rgb.narrow(1, y, side).narrow(2, x + edge, 1).copy_(red.expand({3, side, 1}));
-    }
-    return picture(rgb);
-  }
-
- private:
-  // [C,F,Y,X] -> [C, Y zoom, F X zoom]
-  Tensor spread(const Tensor& clip) const {
-    return clip.permute({0, 2, 1, 3})
-        .flatten(2)
-        .repeat_interleave(zoom_, 1)
-        .repeat_interleave(zoom_, 2)
-        .clone();
-  }
-  Grid grid_;
-  int64_t patch_, zoom_ = 1;
-  Tensor base_;
-};
-
 // "row,column" or "frame,row,column" -> a token of the grid.
 int64_t query_token(const std::vector<int64_t>& at, const Grid& grid) {
   if (at.empty())
@@ -117,40 +60,12 @@ int64_t query_token(const std::vector<int64_t>& at, const Grid& grid) {
 
 Sheet draw_lists(const InspectCommand& command, const LoadedGenerator& generator,
                  const Attentions& layers, Json& out) {
-  const GeneratorModel& model = *generator.model;
-  SIGMA_CHECK(kUsage, model.sample_shape().size() >= 3,
-              "{}: expected a generator of images, got one of latents, which have no places",
-              generator.run.string());
-  const auto dataset = open_dataset(generator.config.data);
-  SIGMA_CHECK(kUsage, command.image >= 0 && command.image < dataset->size(),
-              "--image: expected [0, {}), got {}", dataset->size(), command.image);
-  const Path& path = model.path();
-  SIGMA_CHECK(kUsage, command.time >= path.t_min() && command.time <= path.t_max(),
-              "--time: expected [{}, {}], got {}", path.t_min(), path.t_max(), command.time);
-  const Sample sample = dataset->get(command.image);
-
-  // One pass of the network on the noisy image.
-  const torch::NoGradGuard no_grad;
-  const Tensor index = torch::full({1}, command.image, torch::kInt64);
-  const Tensor data = model.to_data(sample.data.unsqueeze(0)).to(torch::kDouble);
-  const Tensor noise =
-      prior_noise(model.sample_shape(), path.sigma_data(), 0, index, data.device());
-  const auto time = [&](double t) {
-    return torch::full({1}, t, torch::TensorOptions(torch::kDouble).device(data.device()));
-  };
-  const Context context{.training = false,
-                        .record = false,
-                        .dtype = compute_dtype_of(generator.config.train),
-                        .rng = {.seed = 0, .step = 0},
-                        .samples = index};
-  Condition condition;
-  if (model.config().network.num_classes > 0)
-    condition.labels = torch::full({1}, sample.label, torch::kInt64).to(data.device());
-  generator.model->objective().jump(
-      generator.model->network(), path.interpolate(data, noise, time(command.time)),
-      time(command.time), time(path.t_min()), condition, {.scale = 1}, context);
-
-  const PatchView view(sample.data, model.config().network.patch_size);
+  const NoisyImages noisy(generator, generator.config.data);
+  noisy.check_image(command.image);
+  noisy.check_time(command.time);
+  noisy.pass({command.image}, command.time);
+  const PatchView view(noisy.dataset().get(command.image).data,
+                       generator.config.generator.network.patch_size, kCellWidth);
   const int64_t query = query_token(command.query, view.grid());
   Sheet sheet;
   out["image"] = command.image;
@@ -169,7 +84,9 @@ Sheet draw_lists(const InspectCommand& command, const LoadedGenerator& generator
       const Tensor selected = (geometry.block_of.unsqueeze(1) == chosen.unsqueeze(0))
                                   .any(1)
                                   .index_select(0, geometry.inverse);
-      sheet.cells.push_back(view.draw(selected, query));
+      Tensor rgb = view.lit(selected);
+      view.outline(rgb, query);
+      sheet.cells.push_back(picture(rgb));
       heads.push_back(std::vector<int64_t>(chosen.data_ptr<int64_t>(),
                                            chosen.data_ptr<int64_t>() + chosen.numel()));
     }
@@ -219,8 +136,7 @@ Sheet draw_kernels(const Attentions& layers, Json& out) {
 }  // namespace
 
 CommandResult run_inspect_attention(const InspectCommand& command, const GlobalOptions& global) {
-  SIGMA_CHECK(kUsage, std::filesystem::path(command.out).extension() == ".png",
-              "-o {}: expected FILE.png", command.out);
+  check_picture_name(command.out);
   const LoadedGenerator generator = load_generator(command.run, command.ema, global.device);
   const Attentions layers(generator.model->network());
   SIGMA_CHECK(kUsage, !layers.sparse().empty() || !layers.multi_token().empty(),
@@ -231,8 +147,7 @@ CommandResult run_inspect_attention(const InspectCommand& command, const GlobalO
   const bool lists = !layers.sparse().empty();
   const Sheet sheet =
       lists ? draw_lists(command, generator, layers, out.result) : draw_kernels(layers, out.result);
-  write_file_atomic(command.out,
-                    encode_png(image_grid(sheet.cells, sheet.columns, kGap), out.result.dump()));
+  write_picture(command.out, image_grid(sheet.cells, sheet.columns, kGap), out.result);
   out.result["file"] = command.out;
   out.text = lists
                  ? fmt::format(

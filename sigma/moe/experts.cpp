@@ -18,6 +18,11 @@ Tensor expert_activation(const Tensor& Z, const std::string& activation) {
   return torch::silu(parts[0]) * parts[1];
 }
 
+void refuse_second_derivative(const char* engine) {
+  SIGMA_CHECK(kUsage, !torch::GradMode::is_enabled(),
+              "mlp.engine: {} has no second derivative; set reference", engine);
+}
+
 Tensor experts_reference(const Tensor& x, const Experts& experts, const Tensor& pair_weight,
                          const Plan& plan) {
   const auto dtype = x.scalar_type();

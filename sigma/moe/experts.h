@@ -42,6 +42,9 @@ torch::Tensor experts_reference(const torch::Tensor& x, const Experts& experts,
 torch::Tensor experts_cpu(const torch::Tensor& x, const Experts& experts,
                           const torch::Tensor& pair_weight, const Plan& plan);
 
+/// In a backward: the fast engines have none. Errors: kUsage (a graph of the backward is wanted).
+void refuse_second_derivative(const char* engine);
+
 /// phi of rows Z [n, 2I or I] -> [n, I].
 torch::Tensor expert_activation(const torch::Tensor& Z, const std::string& activation);
 

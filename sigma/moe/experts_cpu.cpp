@@ -17,19 +17,28 @@ using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kTile = 512;  // rows of an expert that are multiplied at once
+constexpr int64_t kTile = 512;  // rows of an expert that are multiplied at once, at most
 
 // Rows [first, last) of expert e.
 struct Tile {
   int64_t e, first, last;
 };
 
-std::vector<Tile> tiles_of(const Tensor& offsets, int64_t rows) {
+// Of one expert, as even as can be.
+std::vector<Tile> tiles_of(const int32_t* offsets, int64_t e) {
   std::vector<Tile> tiles;
-  const int32_t* at = offsets.data_ptr<int32_t>();
+  const int64_t first = offsets[e], rows = offsets[e + 1] - first;
+  const int64_t count = (rows + kTile - 1) / kTile;
+  for (int64_t i = 0; i < count; ++i)
+    tiles.push_back({e, first + rows * i / count, first + rows * (i + 1) / count});
+  return tiles;
+}
+
+std::vector<Tile> all_tiles(const Tensor& offsets) {
+  std::vector<Tile> tiles;
   for (int64_t e = 0; e + 1 < offsets.size(0); ++e) {
-    for (int64_t first = at[e]; first < at[e + 1]; first += rows)
-      tiles.push_back({e, first, std::min<int64_t>(first + rows, at[e + 1])});
+    const auto some = tiles_of(offsets.data_ptr<int32_t>(), e);
+    tiles.insert(tiles.end(), some.begin(), some.end());
   }
   return tiles;
 }
@@ -48,20 +57,22 @@ Tensor activation_grad(const Tensor& dA, const Tensor& Z, const std::string& act
 
 class Fast : public torch::autograd::Function<Fast> {
  public:
-  // Biases may be empty.
+  // Biases may be empty. `keep`: a backward may follow, which needs Z; else a tile's stays in the
+  // cache.
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w_in,
                         const Tensor& w_out, const Tensor& b_in, const Tensor& b_out,
-                        const Tensor& pair_weight, const Plan& plan,
-                        const std::string& activation) {
+                        const Tensor& pair_weight, const Plan& plan, const std::string& activation,
+                        bool keep) {
     const int64_t R = plan.row_token.size(0);
     const Tensor g = row_weights(pair_weight, plan);
-    const Tensor Z = torch::empty({R, w_in.size(1)}, x.options());
+    const Tensor Z = torch::empty({keep ? R : 0, w_in.size(1)}, x.options());
     const Tensor Y = torch::empty({R, x.size(1)}, x.options());
-    const std::vector<Tile> tiles = tiles_of(plan.offsets, kTile);
+    const std::vector<Tile> tiles = all_tiles(plan.offsets);
     run_tasks(static_cast<int64_t>(tiles.size()), [&](int64_t i) {
       const torch::NoGradGuard no_grad;
       const Tile& t = tiles[static_cast<size_t>(i)];
-      Tensor z = Z.slice(0, t.first, t.last);
+      Tensor z = keep ? Z.slice(0, t.first, t.last)
+                      : torch::empty({t.last - t.first, w_in.size(1)}, x.options());
       at::mm_out(z, rows_of(x, plan.row_token, t), w_in[t.e].t());
       if (b_in.numel() > 0) z.add_(b_in[t.e]);
       Tensor y = Y.slice(0, t.first, t.last);
@@ -75,6 +86,7 @@ class Fast : public torch::autograd::Function<Fast> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    refuse_second_derivative("cpu");
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &w_in = saved[1], &w_out = saved[2], &b_in = saved[3],
                  &b_out = saved[4], &Z = saved[6];
@@ -98,8 +110,7 @@ class Fast : public torch::autograd::Function<Fast> {
       const torch::NoGradGuard no_grad;
       const int64_t e = order[static_cast<size_t>(i)];
       Tensor dw_in_e = dw_in[e], dw_out_e = dw_out[e];
-      for (int64_t first = at[e]; first < at[e + 1]; first += kTile) {
-        const Tile t{e, first, std::min<int64_t>(first + kTile, at[e + 1])};
+      for (const Tile& t : tiles_of(at, e)) {
         const Tensor z = Z.slice(0, t.first, t.last);
         const Tensor G = rows_of(dy, plan.row_token, t);
         const Tensor weight = g.slice(0, t.first, t.last).unsqueeze(1);
@@ -130,6 +141,7 @@ class Fast : public torch::autograd::Function<Fast> {
             b_out.numel() > 0 ? db_out : Tensor(),
             d_pair,
             Tensor(),
+            Tensor(),
             Tensor()};
   }
 
@@ -157,7 +169,7 @@ Tensor experts_cpu(const Tensor& x, const Experts& experts, const Tensor& pair_w
   const auto or_empty = [&](const Tensor& b) { return b.defined() ? b : torch::empty({0}); };
   return Fast::apply(x.contiguous(), experts.w_in.contiguous(), experts.w_out.contiguous(),
                      or_empty(experts.b_in), or_empty(experts.b_out), pair_weight.contiguous(),
-                     plan, experts.activation);
+                     plan, experts.activation, torch::GradMode::is_enabled());
 }
 
 }  // namespace sigma

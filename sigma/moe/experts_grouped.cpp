@@ -94,10 +94,11 @@ class Grouped : public torch::autograd::Function<Grouped> {
     ctx->save_for_backward({x, w_in, w_out, b_in, b_out, pair_weight, Z, plan.offsets,
                             plan.row_token, plan.row_pair, plan.token_offsets, plan.token_rows});
     ctx->saved_data["phi"] = phi;
-    return combined(rows, Y, pair_weight.const_data_ptr<float>(), b_out);
+    return combined(rows, Y, pair_weight.data_ptr<float>(), b_out);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    refuse_second_derivative("grouped_mm");
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &w_in = saved[1], &w_out = saved[2], &b_in = saved[3],
                  &b_out = saved[4], &pair_weight = saved[5], &Z = saved[6];
@@ -105,7 +106,7 @@ class Grouped : public torch::autograd::Function<Grouped> {
     const c10::cuda::CUDAGuard guard(x.device());
     const kernels::ExpertRows rows = rows_of(plan);
     const auto phi = static_cast<ExpertActivation>(ctx->saved_data["phi"].toInt());
-    const float* g = pair_weight.const_data_ptr<float>();
+    const float* g = pair_weight.data_ptr<float>();
 
     const Tensor G = gathered(rows, grads[0].contiguous());
     const Tensor dA = grouped(G, w_out, plan);
@@ -170,7 +171,7 @@ Tensor top_k_cuda(const Tensor& r, int64_t K) {
   const c10::cuda::CUDAGuard guard(r.device());
   const Tensor values = r.contiguous();
   Tensor out = torch::empty({r.size(0), K}, r.options().dtype(torch::kInt64));
-  check(kernels::top_k_rows(values.const_data_ptr<float>(), r.size(0), r.size(1), K,
+  check(kernels::top_k_rows(values.data_ptr<float>(), r.size(0), r.size(1), K,
                             out.data_ptr<int64_t>(), c10::cuda::getCurrentCUDAStream().stream()));
   return out;
 }

@@ -93,6 +93,9 @@ Tensor MixtureOfExperts::shared(const Tensor& tokens) const {
 
 Output MixtureOfExperts::forward(const Tensor& x, const Context& context) {
   const int64_t E = config_.num_experts;
+  SIGMA_CHECK(kUsage, x.dim() == 3 && x.size(2) == router_.size(1),
+              "mixture of experts: expected tokens [B, N, {}], got [{}]", router_.size(1),
+              fmt::join(x.sizes(), ", "));
   const int64_t images = x.size(0);
   const Tensor tokens = x.reshape({-1, x.size(-1)});  // [T, C]
   const int64_t T = tokens.size(0);

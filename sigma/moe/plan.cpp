@@ -23,6 +23,12 @@ Plan make_plan(const Tensor& pair_token, const Tensor& pair_expert, int64_t toke
               "mixture of experts: expected fewer than 2^31 pairs, got {} tokens and {} experts; "
               "split the batch",
               tokens, experts);
+  if (pair_expert.is_cpu() && P > 0) {
+    const auto low = pair_expert.min().item<int64_t>(), high = pair_expert.max().item<int64_t>();
+    SIGMA_CHECK(kUsage, low >= -1 && high < experts,
+                "mixture of experts: expected experts in [-1, {}), got {}", experts,
+                low < -1 ? low : high);
+  }
   const Tensor dropped = pair_expert < 0;
   const Tensor expert = pair_expert.masked_fill(dropped, experts);
   // Keys of 32 bits: half a radix sort's work.

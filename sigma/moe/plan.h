@@ -19,7 +19,8 @@ struct Plan {
   torch::Tensor token_rows;     // [R] ascending for each token; -1 past the end
 };
 
-/// pair_token, pair_expert [P] int64; R = P. Errors: kUsage (2^31 pairs or more).
+/// pair_token, pair_expert [P] int64; R = P. Errors: kUsage (2^31 pairs or more; on the CPU, experts
+/// outside [-1, experts)).
 Plan make_plan(const torch::Tensor& pair_token, const torch::Tensor& pair_expert, int64_t tokens,
                int64_t experts);
 

@@ -45,7 +45,8 @@ Routing token_choice(const RouterConfig& config, int64_t K, const Tensor& logits
   r = r.nan_to_num(-kInfinity, kInfinity, -kInfinity);
   if (config.groups > 1) r = within_groups(config, r);
   const bool on_gpu = r.is_cuda() && r.scalar_type() == torch::kFloat;
-  const Tensor chosen = on_gpu ? top_k_cuda(r, K) : best(r, K, 1);
+  // A copy: gather keeps it for the backward, and a view would keep the places of all experts.
+  const Tensor chosen = on_gpu ? top_k_cuda(r, K) : best(r, K, 1).contiguous();
   Tensor g = out.scores.gather(1, chosen);
   if (config.normalize) g = g / (g.sum(1, /*keepdim=*/true) + kTiny);
   out.pair_token = torch::arange(logits.size(0), chosen.options()).repeat_interleave(K);

@@ -16,13 +16,18 @@ torch::Tensor activate(const torch::Tensor& x, const std::string& activation) {
 
 DenseMlp::DenseMlp(int64_t dim, int64_t hidden, std::string activation)
     : activation_(std::move(activation)),
-      fc1_(child<Linear>("fc1", dim, hidden)),
+      fc1_(child<Linear>("fc1", dim, activation_ == "geglu" ? 2 * hidden : hidden)),
       fc2_(child<Linear>("fc2", hidden, dim)) {}
 
 Output DenseMlp::forward(const torch::Tensor& x, const Context&) {
-  return {.value = fc2_->forward(activate(fc1_->forward(x), activation_)),
-          .losses = {},
-          .statistics = {}};
+  torch::Tensor h = fc1_->forward(x);
+  if (activation_ == "geglu") {
+    const auto parts = h.chunk(2, -1);
+    h = torch::gelu(parts[0]) * parts[1];
+  } else {
+    h = activate(h, activation_);
+  }
+  return {.value = fc2_->forward(h), .losses = {}, .statistics = {}};
 }
 
 double DenseMlp::flops(int64_t tokens) const {

@@ -22,7 +22,7 @@ class Mlp : public Module {
 /// silu, gelu (erf) or gelu_tanh. Errors: kUsage.
 torch::Tensor activate(const torch::Tensor& x, const std::string& activation);
 
-/// fc2(activation(fc1(x))), hidden width floor(dim * ratio).
+/// fc2(activation(fc1(x))); geglu: fc2(gelu(a) b), [a | b] = fc1(x) (arXiv 2002.05202).
 class DenseMlp : public Mlp {
  public:
   DenseMlp(int64_t dim, int64_t hidden, std::string activation);

@@ -11,6 +11,15 @@
 namespace sigma {
 namespace {
 
+// [fx | fy] from one angle phi in [0, 2 pi) a layer and head:
+// fx = [g cos phi | -g sin phi], fy = [g sin phi | g cos phi], g_i = theta^(-4i/D), i < D/4.
+torch::Tensor rotary_frequencies(const torch::Tensor& phi, double theta, int64_t pairs) {
+  const torch::Tensor g = torch::pow(
+      theta, torch::arange(pairs / 2, torch::kDouble) * (-2.0 / static_cast<double>(pairs)));
+  const torch::Tensor c = phi.cos().unsqueeze(-1) * g, s = phi.sin().unsqueeze(-1) * g;
+  return torch::stack({torch::cat({c, -s}, -1), torch::cat({s, c}, -1)});
+}
+
 void fill(torch::Tensor parameter, const Init& init, uint64_t seed, const std::string& name) {
   if (init.kind == Init::Kind::kConstant) {
     parameter.fill_(init.scale);
@@ -28,6 +37,12 @@ void fill(torch::Tensor parameter, const Init& init, uint64_t seed, const std::s
   torch::Tensor values = torch::empty(parameter.sizes(), torch::kFloat);
   const uint32_t stream = random_stream(Purpose::kInit, 0);
   const uint64_t key = sha256_u64(name);
+  if (init.kind == Init::Kind::kRotary) {
+    torch::Tensor turn = torch::empty({parameter.size(1), parameter.size(2)}, torch::kDouble);
+    fill_uniform_keyed(turn, seed, stream, key);
+    parameter.copy_(rotary_frequencies(turn * (2 * M_PI), init.scale, parameter.size(3)));
+    return;
+  }
   if (init.kind == Init::Kind::kNormal) {
     fill_normal_keyed(values, seed, stream, key);
     values.mul_(init.scale);

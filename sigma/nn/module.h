@@ -17,9 +17,9 @@ namespace sigma {
 
 /// How a parameter starts.
 struct Init {
-  enum class Kind { kConstant, kNormal, kUniform, kXavier, kImpulse, kIdentity };
+  enum class Kind { kConstant, kNormal, kUniform, kXavier, kImpulse, kIdentity, kRotary };
   Kind kind = Kind::kConstant;
-  double scale = 0;  // value, standard deviation, half width, place
+  double scale = 0;  // value, standard deviation, half width, place, theta
 
   static Init constant(double value) { return {Kind::kConstant, value}; }
   static Init zero() { return constant(0); }
@@ -33,6 +33,9 @@ struct Init {
   static Init impulse(int64_t place) { return {Kind::kImpulse, static_cast<double>(place)}; }
   /// The unit matrix on the last two axes.
   static Init identity() { return {Kind::kIdentity, 0}; }
+  /// Mixed rotary frequencies [2, layers, heads, D/2] (sigma/nn/rope.h): axial ones of `theta`,
+  /// turned by an angle of each layer's and head's own.
+  static Init rotary(double theta) { return {Kind::kRotary, theta}; }
 };
 
 class Module : public torch::nn::Module {

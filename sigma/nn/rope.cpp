@@ -23,13 +23,24 @@ Tensor grid_positions(const Grid& grid) {
   return torch::stack(columns, -1);
 }
 
+// The grid tokens' table with rows that do not turn for the others.
+RopeTable beside_others(const RopeTable& table, const TokenLayout& layout) {
+  const auto pad = [&](const Tensor& t, double value) {
+    return torch::constant_pad_nd(t, {0, 0, layout.before, layout.after}, value);
+  };
+  return {pad(table.cos, 1), pad(table.sin, 0)};
+}
+
 }  // namespace
 
 void RopeConfig::visit(ConfigVisitor& v) {
+  v.choice("kind", kind, {"none", "axial", "sequence", "mixed"},
+           "what queries and keys turn by: grid axes, index in the sequence, learned frequencies");
   v.field("theta", theta, above(1, 1e6), "base of the rotary frequencies");
   v.choice("pairing", pairing, {"interleaved", "half"}, "which channels form a pair");
   v.field("axis_dims", axis_dims, in(2, 8192),
           "rotated channels an axis (frames, rows, columns); [] = all, split evenly");
+  v.field("columns_first", columns_first, "on two axes: the first channels turn by the column");
 }
 
 std::vector<int64_t> rope_axis_dims(const RopeConfig& config, int64_t head_dim, int axes) {
@@ -57,22 +68,43 @@ std::vector<int64_t> rope_axis_dims(const RopeConfig& config, int64_t head_dim, 
 
 Rope::Rope(const RopeConfig& config, int64_t head_dim, const TokenLayout& layout,
            torch::ScalarType dtype, torch::Device device)
-    : axis_dims_(rope_axis_dims(config, head_dim, layout.grid.axes())),
+    : axis_dims_(
+          rope_axis_dims(config, head_dim, config.kind == "sequence" ? 1 : layout.grid.axes())),
       theta_(config.theta),
       interleaved_(config.pairing == "interleaved"),
       dtype_(dtype),
       device_(device) {
+  if (config.kind == "sequence") {
+    SIGMA_CHECK(kUsage, !layout.visible.defined(),
+                "rope: kind sequence needs all tokens of the grid; expected no dropped ones");
+    table_ = at(torch::arange(layout.tokens(), torch::kDouble).unsqueeze(1));
+    return;
+  }
   Tensor positions = grid_positions(layout.grid);
+  if (config.columns_first && layout.grid.axes() == 2) positions = positions.flip(1);
   if (layout.visible.defined())
     positions = positions.index({layout.visible.cpu()});  // [B, n, axes]
-  table_ = at(positions);
-  const auto pad = [&](const Tensor& t, double value) {
-    return torch::constant_pad_nd(t, {0, 0, layout.before, layout.after}, value);
-  };
-  table_ = {pad(table_.cos, 1), pad(table_.sin, 0)};
+  table_ = beside_others(at(positions), layout);
+}
+
+Rope::Rope(const Tensor& frequencies, bool interleaved, const TokenLayout& layout)
+    : theta_(0),
+      interleaved_(interleaved),
+      dtype_(frequencies.scalar_type()),
+      device_(frequencies.device()) {
+  SIGMA_CHECK(kUsage, layout.grid.frames == 1, "rope: kind mixed expects one frame, got {}",
+              layout.grid.frames);
+  const int64_t width = layout.grid.width;
+  Tensor token = layout.visible.defined() ? layout.visible.unsqueeze(1)  // [B, 1, n]
+                                          : torch::arange(layout.grid.size(), torch::kInt64);
+  token = token.to(device_).unsqueeze(-1);
+  const Tensor angle = token.remainder(width) * frequencies[0].unsqueeze(1) +
+                       token.div(width, "floor") * frequencies[1].unsqueeze(1);
+  table_ = beside_others({angle.cos(), angle.sin()}, layout);
 }
 
 RopeTable Rope::at(const Tensor& positions) const {
+  SIGMA_CHECK(kUsage, !axis_dims_.empty(), "rope: kind mixed has no angles beside the grid's");
   SIGMA_CHECK(kUsage, positions.size(-1) == static_cast<int64_t>(axis_dims_.size()),
               "rope: expected positions with {} axes, got {}", axis_dims_.size(),
               positions.size(-1));
@@ -84,7 +116,8 @@ RopeTable Rope::at(const Tensor& positions) const {
         torch::pow(theta_, torch::arange(axis_dims_[a] / 2, p.options()) * (-2 / d));
     angles.push_back(p.index({"...", static_cast<int64_t>(a)}).unsqueeze(-1) * frequency);
   }
-  const Tensor angle = torch::cat(angles, -1);
+  Tensor angle = torch::cat(angles, -1);
+  if (angle.dim() == 3) angle = angle.unsqueeze(1);
   const auto dtype = dtype_ == torch::kDouble ? torch::kDouble : torch::kFloat;
   return {angle.cos().to(device_, dtype), angle.sin().to(device_, dtype)};
 }
@@ -92,9 +125,7 @@ RopeTable Rope::at(const Tensor& positions) const {
 Tensor Rope::rotate(const Tensor& x, const RopeTable& table) const {
   SIGMA_CHECK(kUsage, table.cos.size(-2) == x.size(2),
               "rope: expected a table of {} tokens, got {}", x.size(2), table.cos.size(-2));
-  const bool batched = table.cos.dim() == 3;
-  return rotate_pairs(x, batched ? table.cos.unsqueeze(1) : table.cos,
-                      batched ? table.sin.unsqueeze(1) : table.sin, interleaved_);
+  return rotate_pairs(x, table.cos, table.sin, interleaved_);
 }
 
 Tensor rotate_pairs(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved) {

@@ -1,7 +1,9 @@
-// Rotary position embeddings on 1, 2 or 3 axes (RoFormer, arXiv 2104.09864; axial form as in arXiv
-// 2403.13298).
+// Rotary position embeddings on 1, 2 or 3 axes (RoFormer, arXiv 2104.09864; axial and mixed form as
+// in arXiv 2403.13298).
 //
-//   angle of axis a, pair k < d_a/2:  w = p_a theta^(-2k/d_a);  axes: frames, rows, columns
+//   axial     angle of axis a, pair k < d_a/2:  w = p_a theta^(-2k/d_a);  axes: frames, rows, columns
+//   sequence  one axis: the token's index in [before | grid | after]
+//   mixed     w = fx[h,k] column + fy[h,k] row, frequencies learned a layer and head; grid tokens only
 //   a pair (x, y) of channels becomes (x cos w - y sin w, x sin w + y cos w)
 //   pairs: interleaved (2k, 2k+1) or half (k, k + R/2),  R = sum of d_a <= head_dim
 //
@@ -23,14 +25,16 @@
 namespace sigma {
 
 struct RopeConfig {
+  std::string kind = "none";  // none | axial | sequence | mixed
   double theta = 10000;
   std::string pairing = "interleaved";  // interleaved | half
   std::vector<int64_t> axis_dims;  // channels an axis; empty: by the number of axes (D | D/2, D/2 |
                                    // rest, 2[D/6] twice)
+  bool columns_first = false;      // axial in two axes: the first channels turn by the column
   void visit(ConfigVisitor& v);
 };
 
-/// cos and sin [N, R/2], or [B, N, R/2].
+/// cos and sin [N, R/2], [B, 1, N, R/2] or [H, N, R/2]: broadcast to [B, H, N, R/2].
 struct RopeTable {
   torch::Tensor cos;
   torch::Tensor sin;
@@ -46,10 +50,12 @@ class Rope {
   /// rotated.
   Rope(const RopeConfig& config, int64_t head_dim, const TokenLayout& layout,
        torch::ScalarType dtype, torch::Device device);
+  /// Mixed: frequencies [2, H, D/2] (columns, rows) of a layer; the tables have a gradient.
+  Rope(const torch::Tensor& frequencies, bool interleaved, const TokenLayout& layout);
 
   const RopeTable& table() const { return table_; }
   /// Tables for `positions` [N, axes] or [B, N, axes] (numbers, not only whole ones), in the order
-  /// of the axes.
+  /// of the axes. Errors: kUsage (mixed).
   RopeTable at(const torch::Tensor& positions) const;
   /// x [B, H, N, D] rotated by `table`.
   torch::Tensor rotate(const torch::Tensor& x, const RopeTable& table) const;

@@ -31,11 +31,6 @@ void DecoderConfig::visit(ConfigVisitor& v) {
   v.table("trunk", trunk, "the decoder's transformer");
 }
 
-void BottleneckConfig::visit(ConfigVisitor& v) {
-  v.choice("kind", kind, {"ae"}, "what stands between encoder and decoder");
-  v.field("dim", dim, in(1, 1024), "channels of a latent token");
-}
-
 void LatentNormConfig::visit(ConfigVisitor& v) {
   v.field("images", images, in(100, 1e7),
           "training images that the latents' mean and deviation are measured on");
@@ -53,6 +48,9 @@ Tokenizer::Tokenizer(const TokenizerConfig& config, const std::vector<int64_t>& 
     : config_(config), image_shape_(image_shape) {
   SIGMA_CHECK(kUsage, image_shape.size() == 3, "tokenizer: expected images [C,H,W], got {} axes",
               image_shape.size());
+  SIGMA_CHECK(kUsage, config.bottleneck.kind == "ae" && config.bottleneck.norm == "none",
+              "bottleneck: expected ae without norm, got {} and {}", config.bottleneck.kind,
+              config.bottleneck.norm);
   layout_.grid = patch_grid(image_shape[1], image_shape[2], config.patch_size);
   layout_.after = config.encoder.queries;
   const int64_t patch_width = image_shape[0] * config.patch_size * config.patch_size;

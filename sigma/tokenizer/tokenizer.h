@@ -20,6 +20,7 @@
 #include "sigma/base/context.h"
 #include "sigma/nn/linear.h"
 #include "sigma/nn/output.h"
+#include "sigma/tokenizer/bottleneck.h"
 #include "sigma/trunk/trunk.h"
 
 namespace sigma {
@@ -32,12 +33,6 @@ struct EncoderConfig {
 
 struct DecoderConfig {
   TrunkConfig trunk = {.position = "learned"};
-  void visit(ConfigVisitor& v);
-};
-
-struct BottleneckConfig {
-  std::string kind = "ae";
-  int64_t dim = 8;  // Z
   void visit(ConfigVisitor& v);
 };
 

@@ -11,7 +11,7 @@ void MlpConfig::visit(ConfigVisitor& v) {
   v.field(
       "layers", layers,
       "blocks that use this kind: all, odd, \"every 4th\", \"from 1\" or a list; the others dense");
-  v.choice("activation", activation, {"silu", "gelu", "gelu_tanh"}, "of dense mlps");
+  v.choice("activation", activation, {"silu", "gelu", "gelu_tanh", "geglu"}, "of dense mlps");
   if (v.when(kind, "moe")) moe.visit(v);
 }
 
@@ -20,9 +20,13 @@ void TrunkConfig::visit(ConfigVisitor& v) {
   v.field("depth", depth, in(1, 128), "blocks");
   v.field("num_heads", num_heads, in(1, 128), "attention heads; divides hidden_size");
   v.field("mlp_ratio", mlp_ratio, above(0, 16), "width of a dense mlp over hidden_size");
-  v.choice("position", position, {"sincos2d", "sincos1d", "learned", "rope", "none"},
-           "how tokens know where they are");
-  v.table("rope", rope, "rotary embeddings (position = rope)");
+  v.field("norm_eps", norm_eps, in(1e-12, 0.01), "added to the variance in norms");
+  v.field("pre_norm", pre_norm, "a norm between positions and blocks");
+  v.field("layer_scale", layer_scale, in(0, 1),
+          "start of a learned factor a channel on every branch; 0 = none");
+  v.choice("position", position, {"sincos2d", "sincos2d_bv", "sincos1d", "learned", "none"},
+           "what is added to a token for its place");
+  v.table("rope", rope, "rotary embeddings");
   v.table("attention", attention, "the attention slot of the blocks");
   v.table("mlp", mlp, "the mlp slot of the blocks");
 }

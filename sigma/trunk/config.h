@@ -14,7 +14,7 @@ namespace sigma {
 struct MlpConfig {
   std::string kind = "dense";  // dense | moe
   TextOrList layers = "all";
-  std::string activation = "silu";  // dense
+  std::string activation = "silu";  // dense: silu | gelu | gelu_tanh | geglu
   MoeConfig moe;
   void visit(ConfigVisitor& v);
 };
@@ -24,8 +24,11 @@ struct TrunkConfig {
   int64_t depth = 4;
   int64_t num_heads = 4;
   double mlp_ratio = 4;
-  std::string position = "sincos2d";  // sincos2d | sincos1d | learned | rope | none
-  RopeConfig rope;
+  double norm_eps = 1e-6;
+  bool pre_norm = false;              // a norm between positions and blocks
+  double layer_scale = 0;             // start of a factor a channel on every branch; 0: none
+  std::string position = "sincos2d";  // sincos2d | sincos2d_bv | sincos1d | learned | none
+  RopeConfig rope;                    // beside it
   AttentionConfig attention;
   MlpConfig mlp;
   void visit(ConfigVisitor& v);

@@ -13,6 +13,10 @@ namespace sigma {
 /// with more axes).
 torch::Tensor sincos_positions(const Grid& grid, int64_t width, int axes);
 
+/// The same in the layout of ViTok (arXiv 2501.09755): w_i = 10000^(-i/(d/2-1)), on two axes
+/// [sin x | cos x | sin y | cos y].
+torch::Tensor sincos_bv(const Grid& grid, int64_t width, int axes);
+
 /// v [B] -> [cos(v f) | sin(v f)] [B, 2 half], f_i = exp(-ln(10000) i / half), in float64.
 torch::Tensor time_features(const torch::Tensor& v, int64_t half);
 

@@ -84,6 +84,9 @@ TEST_F(ProgramTest, InspectsAttention) {
   const Finished dense = p.run({"inspect", "attention", "runs/tiny", "-o", "a.png"});
   EXPECT_EQ(dense.exit, 2);
   EXPECT_CONTAINS(dense.err, "expected attention of kind sparse or multi_token, got dense");
+  const Finished no_experts = p.run({"inspect", "routing", "runs/tiny", "-o", "a.png"});
+  EXPECT_EQ(no_experts.exit, 2);
+  EXPECT_CONTAINS(no_experts.err, "expected an mlp of kind moe, got dense");
 
   const Finished sparse_train = p.run(
       {"train", "tiny.toml", "--run", "runs/sparse", "--set", "train.images=64", "--set",
@@ -108,6 +111,53 @@ TEST_F(ProgramTest, InspectsAttention) {
   ASSERT_EQ(multi.exit, 0) << multi.err;
   EXPECT_CONTAINS(multi.out, "post, largest weight");
   EXPECT_EQ(decode_image(read_file(p.folder / "k.png"), "k").channels, 3);
+}
+
+TEST_F(ProgramTest, InspectsRouting) {
+  const auto inspect = [&](const std::string& run, const std::string& router) {
+    const Finished trained = p.run(
+        {"train", "tiny.toml", "--run", run, "--set", "train.images=64", "--set",
+         "generator.trunk.mlp.kind=moe", "--set", "generator.trunk.mlp.num_experts=2", "--set",
+         "generator.trunk.mlp.num_chosen=1", "--set", "generator.trunk.mlp.router.kind=" + router});
+    EXPECT_EQ(trained.exit, 0) << trained.err;
+    const Finished r = p.run({"inspect", "routing", run, "--image", "3,7", "--time", "0.2,0.8",
+                              "-o", run + ".png", "--json"});
+    EXPECT_EQ(r.exit, 0) << r.err;
+    return nlohmann::json::parse(r.out).at("result").at("rows");
+  };
+  // A patch that takes one of two experts is lit in one of the two cells.
+  const auto tokens = inspect("runs/tokens", "token_choice");
+  const std::string png = read_file(p.folder / "runs/tokens.png");
+  EXPECT_EQ(nlohmann::json::parse(read_provenance(png, "tokens")).at("rows"), tokens);
+  const Image image = decode_image(png, "tokens");
+  constexpr int64_t kCell = 112, kGap = 8;
+  ASSERT_EQ(image.width, 3 * kCell + 2 * kGap);
+  for (const int64_t y : {kCell / 4, kCell * 3 / 4}) {
+    for (const int64_t x : {kCell / 4, kCell * 3 / 4}) {
+      const auto green = [&](int64_t cell) {
+        return image.pixels[(y * image.width + cell * (kCell + kGap) + x) * 3 + 1];
+      };
+      EXPECT_NE(green(1), green(2));
+    }
+  }
+  // Experts of capacity 2 of 2 take every patch: the heat is greatest to the last corner.
+  const auto experts = inspect("runs/experts", "expert_choice");
+  ASSERT_EQ(experts.size(), 2u);
+  EXPECT_EQ(experts.at(1).at("share"), (std::vector<double>{0.5, 0.5}));
+  EXPECT_EQ(experts.at(1).at("unrouted"), 0.0);
+  const Image heat = decode_image(read_file(p.folder / "runs/experts.png"), "experts");
+  EXPECT_EQ(std::vector<uint8_t>(heat.pixels.end() - 3, heat.pixels.end()),
+            (std::vector<uint8_t>{255, 255, 153}));
+
+  const auto refused = [&](const std::string& flag, const std::string& value, int exit,
+                           const std::string& message) {
+    const Finished r = p.run({"inspect", "routing", "runs/tokens", flag, value});
+    EXPECT_EQ(r.exit, exit);
+    EXPECT_CONTAINS(r.err, message);
+  };
+  refused("--image", "3,64", 2, "--image: expected [0, 64), got 64");
+  refused("--time", "0.5,7", 2, "--time: expected [0.006, 0.994], got 7");
+  refused("-o", "none/a.png", 7, "none/");
 }
 
 TEST_F(ProgramTest, TwoRunsOfASeedAgreeAndAnotherSeedDiffers) {
@@ -152,7 +202,7 @@ latent_norm = { images = 100 }
 queries = 5
 trunk = { hidden_size = 16, depth = 1, num_heads = 2, position = "learned" }
 [tokenizer.decoder]
-trunk = { hidden_size = 16, depth = 1, num_heads = 2, position = "rope" }
+trunk = { hidden_size = 16, depth = 1, num_heads = 2, position = "none", rope = { kind = "axial" } }
 [train]
 images = 800
 batch = 8

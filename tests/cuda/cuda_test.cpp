@@ -101,7 +101,8 @@ TEST_F(Cuda, DenseAttentionInEveryPattern) {
 NetworkConfig network_config() {
   NetworkConfig config{.num_classes = 5, .patch_size = 4};
   config.trunk = {.hidden_size = 64, .depth = 2, .num_heads = 4, .mlp_ratio = 2};
-  config.trunk.position = "rope";
+  config.trunk.position = "none";
+  config.trunk.rope.kind = "axial";
   config.trunk.mlp.kind = "moe";
   config.trunk.mlp.layers = "odd";
   return config;

@@ -129,7 +129,12 @@ void run_multi_token(const GoldenFile&, Report&);
 void run_tile_order(const GoldenFile&, Report&);
 void run_selection(const GoldenFile&, Report&);
 void run_moe(const GoldenFile&, Report&);
+void run_hog(const GoldenFile&, Report&);
+void run_mask_ratio(const GoldenFile&, Report&);
+void run_kl(const GoldenFile&, Report&);
+void run_vq(const GoldenFile&, Report&);
 void run_metrics(const GoldenFile&, Report&);
+void run_image_quality(const GoldenFile&, Report&);
 void run_optimizers(const GoldenFile&, Report&);
 void run_ema(const GoldenFile&, Report&);
 

@@ -11,6 +11,8 @@
 
 #include "sigma/base/error.h"
 #include "sigma/base/random.h"
+#include "sigma/nn/mlp.h"
+#include "tests/testing/errors.h"
 #include "tests/testing/numbers.h"
 
 namespace sigma {
@@ -226,8 +228,81 @@ TEST(Moe, SharedExpertsAreOneWideFfn) {
   EXPECT_EQ(layer.parameter("shared_out.weight").sizes(), (std::vector<int64_t>{8, 12}));
 }
 
-TEST(Moe, MoreChosenThanExpertsIsAnError) {
-  EXPECT_THROW(MixtureOfExperts(6, sizes(2, 3, 0)), Error);
+TEST(Moe, OneExpertOfOneIsTheDenseMlp) {
+  MoeConfig config = sizes(1, 1, 0);  // its softmax weight is 1
+  config.expert_activation = "gelu";
+  config.expert_bias = true;
+  Layer layer(config);
+  DenseMlp dense(6, 6, "gelu");
+  initialize(dense, 7);
+  dense.to(torch::kDouble);
+  auto from = dense.named_parameters();
+  const torch::NoGradGuard no_grad;
+  layer.parameter("w_in")[0].copy_(from["fc1.weight"]);
+  layer.parameter("b_in")[0].copy_(from["fc1.bias"].normal_());
+  layer.parameter("w_out")[0].copy_(from["fc2.weight"]);
+  layer.parameter("b_out")[0].copy_(from["fc2.bias"].normal_());
+  const Tensor x = normal({2, 5, 6}, 0);
+  EXPECT_LE(error(layer.moe->forward(x, {}).value, dense.forward(x, {}).value), 1e-14);
+}
+
+TEST(Moe, PermutedTokensAndExpertsGiveThePermutedResult) {
+  Layer layer(sizes(6, 2, 1));
+  const Tensor x = normal({1, 9, 6}, 0);
+  const Tensor y = layer.moe->forward(x, {}).value;
+  EXPECT_LE(error(layer.moe->forward(x.flip(1), {}).value.flip(1), y), 1e-15);
+  const torch::NoGradGuard no_grad;
+  for (const char* name : {"router", "w_in", "w_out"})
+    layer.parameter(name).copy_(layer.parameter(name).flip(0).clone());
+  EXPECT_LE(error(layer.moe->forward(x, {}).value, y), 1e-14);
+}
+
+TEST(Moe, FreedMemoryDoesNotMatter) {
+  Layer layer(sizes(8, 2, 1), 16);
+  layer.moe->to(torch::kFloat);
+  const Tensor x = normal({2, 40, 16}, 0).to(torch::kFloat);
+  const auto run = [&] {
+    layer.moe->zero_grad();
+    const Tensor y = layer.moe->forward(x, recording()).value;
+    y.sum().backward();
+    return y.detach();
+  };
+  const Tensor y = run(), grad = layer.parameter("w_in").grad().clone();
+  {
+    const Tensor poison = torch::full({1 << 18}, std::nan(""));
+  }
+  EXPECT_TRUE(torch::equal(run(), y));
+  EXPECT_TRUE(torch::equal(layer.parameter("w_in").grad(), grad));
+}
+
+TEST(Moe, WhatDoesNotFitIsNamed) {
+  const auto refused = [](const std::function<void()>& f, const std::string& part) {
+    testing::expect_contains(testing::error_of(ErrorKind::kUsage, f), part);
+  };
+  refused([] { MixtureOfExperts(6, sizes(2, 3, 0)); }, "expected at most num_experts = 2, got 3");
+  MoeConfig config = sizes(8, 2, 0);
+  config.balance.devices = 3;
+  refused([&] { MixtureOfExperts(6, config); }, "expected a divisor of num_experts = 8, got 3");
+  config = sizes(8, 2, 0);
+  config.router.kind = "expert_choice";
+  config.balance.bias_rate = 1e-3;
+  refused([&] { MixtureOfExperts(6, config); }, "bias_rate");
+  config = sizes(8, 2, 0);
+  config.expert_ratio = 0.1;
+  refused([&] { MixtureOfExperts(6, config); }, "at least one channel, got 0.1 of 6");
+  Layer layer(sizes(4, 2, 0));
+  refused([&] { layer.moe->forward(normal({2, 3, 5}, 0), {}); },
+          "expected tokens [B, N, 6], got [2, 3, 5]");
+  refused([] { make_plan(torch::zeros({1}, torch::kInt64), torch::full({1}, 4), 1, 4); },
+          "experts in [-1, 4), got 4");
+  layer.moe->to(torch::kFloat);  // the cpu engine
+  const Tensor x = normal({1, 3, 6}, 0).to(torch::kFloat).requires_grad_();
+  refused(
+      [&] {
+        torch::autograd::grad({layer.moe->forward(x, {}).value.sum()}, {x}, {}, {},
+                              /*create_graph=*/true);
+      },
+      "cpu has no second derivative");
 }
 
 }  // namespace

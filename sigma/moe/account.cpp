@@ -1,0 +1,160 @@
+#include "sigma/moe/account.h"
+
+#include <ATen/Parallel.h>
+#include <torch/types.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "sigma/base/error.h"
+
+namespace sigma {
+namespace {
+
+constexpr double kFloatBytes = 4;  // router, weights of pairs, parameters
+constexpr double kIntBytes = 4;    // plan
+constexpr double kIndexBytes = 8;  // pairs
+constexpr double kTile = 512;      // rows that a thread of the cpu engine multiplies at once
+
+// Rows of experts: how many there is room for, how many are used, and by whom.
+struct Rows {
+  int64_t tokens = 0, room = 0;
+  double used = 0, touched = 0, min = 0, max = 0;
+};
+
+Rows uniform_rows(const MoeConfig& config, int64_t T) {
+  const int64_t E = config.num_experts;
+  Rows rows{.tokens = T};
+  if (config.router.kind == "expert_choice") {
+    const double wanted = static_cast<double>(T) * config.router.capacity / static_cast<double>(E);
+    const auto k = std::clamp<int64_t>(static_cast<int64_t>(std::floor(wanted + 1e-9)),
+                                       std::min<int64_t>(1, T), T);
+    rows.room = E * k;
+    rows.touched = T > 0 ? static_cast<double>(E) : 0;
+  } else {
+    rows.room = T * config.num_chosen;
+    rows.touched = expected_experts_touched(E, config.num_chosen, T);
+  }
+  rows.used = static_cast<double>(rows.room);
+  rows.min = rows.max = rows.used / static_cast<double>(E);
+  return rows;
+}
+
+Rows rows_of(const MoeConfig& config, const Plan& plan) {
+  const int64_t E = plan.offsets.size(0) - 1;
+  SIGMA_CHECK(kUsage, E == config.num_experts, "account: expected a plan of {} experts, got {}",
+              config.num_experts, E);
+  const torch::Tensor counts = plan.offsets.diff();
+  return {.tokens = plan.token_offsets.size(0) - 1,
+          .room = plan.row_token.size(0),
+          .used = plan.offsets[E].item<double>(),
+          .touched = (counts > 0).sum().item<double>(),
+          .min = counts.min().item<double>(),
+          .max = counts.max().item<double>()};
+}
+
+// Bytes that the tiles of all threads take, with the temporaries of experts_cpu.cpp.
+double tile_bytes(double C, double I, double E, bool gated, double max_rows, bool backward) {
+  const double forward_row = std::max(C, gated ? 2 * I : I);
+  // G, A, dA, and the terms of phi'; or G, A, dA, dZ, g A and x.
+  const double backward_row =
+      gated ? std::max(C + 9 * I, 2 * C + 4 * I) : std::max(C + 4 * I, 2 * C + 3 * I);
+  const double threads = std::min(static_cast<double>(at::get_num_threads()), E);
+  return threads * std::min(kTile, max_rows) * (backward ? backward_row : forward_row) *
+         kFloatBytes;
+}
+
+MoeAccount of_rows(const MoeConfig& config, int64_t dim, const Rows& rows,
+                   torch::ScalarType dtype) {
+  const bool narrow = dtype == torch::kBFloat16;
+  SIGMA_CHECK(kUsage, narrow || dtype == torch::kFloat,
+              "account: expected float32 or bfloat16, got {}", torch::toString(dtype));
+  const double w = narrow ? 2 : kFloatBytes;
+  const bool gated = config.expert_activation == "swiglu";
+  const auto C = static_cast<double>(dim), E = static_cast<double>(config.num_experts);
+  const auto T = static_cast<double>(rows.tokens), R = static_cast<double>(rows.room);
+  const double I = std::floor(C * config.expert_ratio);
+  const double W = config.shared_ratio > 0 ? std::floor(C * config.shared_ratio)
+                                           : static_cast<double>(config.num_shared) * I;
+  const double halves = gated ? 2 : 1;  // of a row of Z
+
+  MoeAccount a{.tokens = rows.tokens, .pairs = rows.room};
+  const auto ffn_parameters = [&](double width) {
+    const double biases = config.expert_bias && width > 0 ? halves * width + C : 0;
+    return (halves + 1) * C * width + biases;
+  };
+  const double router = E * C, expert = ffn_parameters(I), shared = ffn_parameters(W);
+  a.parameters = router + shared + E * expert;
+  a.active_parameters = router + shared + (T > 0 ? rows.used / T : 0) * expert;
+  a.weight_bytes = kFloatBytes * router + w * (shared + E * expert);
+  a.touched_weight_bytes = kFloatBytes * router + w * (shared + rows.touched * expert);
+  a.gradient_bytes = kFloatBytes * a.parameters;
+
+  const bool tokens_choose = config.router.kind == "token_choice";
+  a.saved.x = T * C * w;
+  a.saved.z = R * halves * I * w;
+  a.saved.plan = kIntBytes * (3 * R + (T + 1) + (E + 1));
+  a.saved.pair_weight = kFloatBytes * R;
+  if (tokens_choose && config.router.normalize) a.saved.pair_weight += kFloatBytes * (R + T);
+  a.saved.router = kFloatBytes * T * (narrow ? E + C : E);
+  a.saved.pairs = kIndexBytes * R * (tokens_choose ? 2 : 3);
+  a.saved.shared = T * W * (gated ? 4 : 2) * w;  // z, silu of its gate, A; gelu: z, A
+  if (narrow) a.saved.weights = w * (a.parameters - router);
+
+  // y, dy, dx and the parts of a sum are [T,C]. Logits live as long as the forward.
+  const double whole = T * C * w, expert_rows = R * C * w, hidden = R * I * w;
+  const double logits = kFloatBytes * T * E, numbers = kFloatBytes * R;
+  double forward = 0, backward = 0;
+  if (narrow) {  // rows are gathered, X; then A, Y
+    forward = std::max(expert_rows, hidden + expert_rows + whole);
+    backward = 2 * expert_rows + (halves + 2) * hidden + numbers + whole;  // G, dX, dA, dZ, gA
+  } else {
+    const auto tiles = [&](bool back) { return tile_bytes(C, I, E, gated, rows.max, back); };
+    forward = expert_rows + numbers + std::max(whole, tiles(false));
+    backward = expert_rows + 2 * numbers + std::max(whole + 2 * numbers, tiles(true));
+  }
+  a.forward_workspace = logits + forward;
+  a.backward_workspace = whole + backward;
+  if (W > 0) {  // computed after the routed experts; on the way back before them
+    const double later = kFloatBytes * (a.parameters - C * W);  // gradients that are not there yet
+    a.forward_workspace = logits + std::max(forward, 3 * whole);
+    a.backward_workspace =
+        whole + std::max(halves * T * W * w - later, whole + backward - a.saved.shared);
+  }
+
+  const double products = halves + 1;
+  a.forward_flops = 2 * (products * C * (rows.used * I + T * W) + T * router);
+  a.backward_flops = 2 * a.forward_flops;
+  a.experts_touched = rows.touched;
+  a.min_rows = rows.min;
+  a.mean_rows = rows.used / E;
+  a.max_rows = rows.max;
+  a.max_violation = rows.used > 0 ? rows.max / a.mean_rows - 1 : 0;
+  return a;
+}
+
+}  // namespace
+
+double MoeAccount::peak_bytes() const {
+  return saved.total() - saved.x + std::max(forward_workspace, gradient_bytes + backward_workspace);
+}
+
+MoeAccount account(const MoeConfig& config, int64_t dim, int64_t tokens, torch::ScalarType dtype) {
+  return of_rows(config, dim, uniform_rows(config, tokens), dtype);
+}
+
+MoeAccount account(const MoeConfig& config, int64_t dim, const Plan& plan,
+                   torch::ScalarType dtype) {
+  return of_rows(config, dim, rows_of(config, plan), dtype);
+}
+
+double expected_experts_touched(int64_t experts, int64_t chosen, int64_t tokens) {
+  const auto E = static_cast<double>(experts);
+  return E * (1 - std::pow(1 - static_cast<double>(chosen) / E, static_cast<double>(tokens)));
+}
+
+double balanced_rows(torch::ScalarType dtype, double bandwidth, double rate) {
+  return static_cast<double>(torch::elementSize(dtype)) * rate / (2 * bandwidth);
+}
+
+}  // namespace sigma
