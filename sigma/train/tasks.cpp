@@ -140,7 +140,7 @@ class TokenizerTask : public Task {
       latents.push_back(model_
                             .encode_raw(to_float(images.to(device_of(config_.train))),
                                         evaluation(compute_dtype_of(config_.train)))
-                            .value);
+                            .latents);
     }
     model_.fit_latent_norm(latents);
   }

@@ -36,7 +36,7 @@ TEST(Presets, MixturesOfExperts) {
     Trunk trunk(config, grid, Conditioning::kNone);
     initialize(trunk, 1);
     int64_t layers = 0;
-    for (const auto& item : trunk.named_modules()) {
+    for (const auto& item : trunk.named_modules("", /*include_self=*/false)) {
       const auto* moe = dynamic_cast<MixtureOfExperts*>(item.value().get());
       if (moe == nullptr) continue;
       ++layers;
