@@ -52,6 +52,8 @@ void TrainConfig::visit(ConfigVisitor& v) {
            "of matrix products; auto = bfloat16 on a GPU, else float32");
   v.choice("on_nonfinite", on_nonfinite, {"stop"},
            "what a NaN or Inf in the loss or gradient does");
+  v.field("start_from", start_from, "run whose weights are the start; empty = initial values");
+  v.field("only", only, "names of the parts that are trained, \"decoder hog\"; empty = all");
   v.table("optimizer", optimizer, "optimizer");
   v.table("schedule", schedule, "learning rate");
   v.table("ema", ema, "average of the weights that samples and metrics use");

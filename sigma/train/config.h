@@ -52,6 +52,8 @@ struct TrainConfig {
   std::string device = "auto";
   std::string compute_dtype = "auto";
   std::string on_nonfinite = "stop";
+  std::string start_from;  // a finished run whose weights are the start; empty: initial values
+  std::string only;        // parts that are trained ("decoder hog"); empty: all
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
   EmaConfig ema;

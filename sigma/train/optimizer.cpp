@@ -63,6 +63,15 @@ void AdamW::step(double lr, const Tensor& found_inf) {
                     /*grad_scale=*/std::nullopt, found_inf);
 }
 
+void AdamW::forget(const std::string& parameter, const Tensor& rows) {
+  const Tensor column = rows.unsqueeze(1);
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    if (parameters_[i].first != parameter) continue;
+    exp_avgs_[i].masked_fill_(column, 0);
+    exp_avg_sqs_[i].masked_fill_(column, 0);
+  }
+}
+
 NamedTensors AdamW::state() const {
   NamedTensors out;
   for (size_t i = 0; i < parameters_.size(); ++i) {
@@ -85,7 +94,7 @@ double learning_rate(const ScheduleConfig& schedule, double lr, int64_t step, in
   return lr * (schedule.final + (1 - schedule.final) * 0.5 * (1 + std::cos(std::numbers::pi * x)));
 }
 
-void load_tensors(const NamedTensors& targets, const SafetensorsFile& file) {
+void load_tensors(const NamedTensors& targets, const SafetensorsFile& file, bool extra) {
   const torch::NoGradGuard no_grad;
   std::set<std::string> expected;
   std::string problems;
@@ -109,7 +118,7 @@ void load_tensors(const NamedTensors& targets, const SafetensorsFile& file) {
     }
   }
   for (const auto& entry : file.entries()) {
-    if (!expected.contains(entry.name))
+    if (!extra && !expected.contains(entry.name))
       problems += fmt::format("\n  not in the model: {}", entry.name);
   }
   SIGMA_CHECK(kCheckpoint, problems.empty(), "{} does not fit:{}", file.path().string(), problems);

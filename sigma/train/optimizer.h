@@ -28,6 +28,10 @@ class AdamW {
   /// counts unchanged.
   void step(double lr, const torch::Tensor& found_inf);
 
+  /// Forgets the moments of some rows of a parameter: they were replaced. rows: bool [n]. A parameter
+  /// that is not trained is passed over.
+  void forget(const std::string& parameter, const torch::Tensor& rows);
+
   /// exp_avg.P, exp_avg_sq.P, step.P.
   NamedTensors state() const;
   /// Errors: kCheckpoint (missing, extra, wrong shape: all listed).
@@ -46,7 +50,7 @@ class AdamW {
 double learning_rate(const ScheduleConfig& schedule, double lr, int64_t step, int64_t total);
 
 /// Copies every tensor of `file` into the named targets. One error lists every missing, extra,
-/// wrong-shape and wrong-dtype name.
-void load_tensors(const NamedTensors& targets, const SafetensorsFile& file);
+/// wrong-shape and wrong-dtype name. `extra`: tensors that no target wants are allowed.
+void load_tensors(const NamedTensors& targets, const SafetensorsFile& file, bool extra = false);
 
 }  // namespace sigma

@@ -2,6 +2,7 @@
 // generator, tokenizer, classifier (sigma/train/tasks.cpp).
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -25,6 +26,9 @@ class Task {
   virtual int64_t group_size() const { return 1; }
   /// Operations of one training step, for one image.
   virtual double flops() const = 0;
+  /// Rows of parameters that the step replaced (codes that restart), for the optimizer to forget
+  /// their moments: name -> bool [rows].
+  virtual std::map<std::string, torch::Tensor> replaced_rows() const { return {}; }
   /// Called once before the last checkpoint, with the averaged weights in place.
   virtual void finish() {}
   /// Files that belong to the run beside its checkpoints, written once at its start.

@@ -131,6 +131,11 @@ class TokenizerTask : public Task {
   Output step(const RawBatch& batch, const Context& context) override {
     return model_.forward(to_float(batch.data.to(device_of(config_.train))), context);
   }
+  std::map<std::string, Tensor> replaced_rows() const override {
+    const Tensor rows = model_.bottleneck().restarted();
+    if (!rows.defined()) return {};
+    return {{"bottleneck.codebook", rows}};
+  }
   void finish() override {
     const torch::NoGradGuard no_grad;
     std::vector<Tensor> latents;

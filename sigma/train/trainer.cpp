@@ -17,6 +17,7 @@
 #include "sigma/train/optimizer.h"
 #include "sigma/train/run.h"
 #include "sigma/train/signals.h"
+#include "sigma/train/stage.h"
 #include "sigma/train/task.h"
 
 namespace sigma {
@@ -36,12 +37,6 @@ void use_deterministic_kernels() {
   at::globalContext().setDeterministicFillUninitializedMemory(false);
   at::globalContext().setDeterministicCuDNN(true);
   at::globalContext().setBenchmarkCuDNN(false);
-}
-
-NamedTensors named_parameters(torch::nn::Module& module) {
-  NamedTensors out;
-  for (const auto& item : module.named_parameters()) out.emplace_back(item.key(), item.value());
-  return out;
 }
 
 class Trainer {
@@ -77,7 +72,9 @@ class Trainer {
     run_.commit(config_, hash, options_.argv);
     bundle_.task->write_assets(run_.folder());
 
-    AdamW optimizer(named_parameters(bundle_.task->module()), config_.train.optimizer);
+    if (!resuming) load_start(bundle_.task->module(), config_.train);
+    AdamW optimizer(trained_parameters(bundle_.task->module(), config_.train),
+                    config_.train.optimizer);
     Ema ema(bundle_.task->module(), config_.train.ema);
     optimizer_ = &optimizer;
     ema_ = &ema;
@@ -112,6 +109,7 @@ class Trainer {
       const RawBatch data = loader.next();
       optimizer_->zero_grad();
       const Tensor loss = accumulate(data, step + 1);
+      for (const auto& [name, rows] : bundle_.task->replaced_rows()) optimizer_->forget(name, rows);
       const Tensor norm = optimizer_->grad_norm();
       // The flag of the step before: read only now, so that a GPU is not kept waiting.
       check_finite(finite, step);
