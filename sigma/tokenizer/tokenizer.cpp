@@ -135,7 +135,7 @@ Tensor Tokenizer::latents_of(const Tensor& indices) const {
 
 Tensor Tokenizer::decode(const Tensor& latents, const Context& context, int64_t keep) {
   SIGMA_CHECK(kUsage, config_.pixel.target == "pixel",
-              "decode: this tokenizer predicts {}, not images", config_.pixel.target);
+              "tokenizer.pixel.target: decode expected pixel, got {}", config_.pixel.target);
   const int64_t L = latent_shape()[0];
   SIGMA_CHECK(kUsage, keep < 0 || nesting_,
               "keep: expected a tokenizer with nested prefixes (tokenizer.nesting)");
