@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/timing.h"
 #include "sigma/base/config.h"
 #include "sigma/base/error.h"
 #include "sigma/generator/generator.h"
@@ -113,11 +114,6 @@ class ImmStep {
   uint64_t count_ = 0;
 };
 
-inline double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 /// Runs bench/imm_step.py and returns its median seconds per step.
 inline double python_seconds(const std::string& python, const ImmStepCase& c,
                              const std::string& mode) {
@@ -142,26 +138,6 @@ inline double python_seconds(const std::string& python, const ImmStepCase& c,
   }
   SIGMA_CHECK(kFailure, pclose(pipe) == 0 && seconds > 0, "the Python side failed: {}", command);
   return seconds;
-}
-
-struct Arguments {
-  bool json = false;
-  bool check = false;
-  std::string python;
-};
-
-inline Arguments parse_arguments(int argc, char** argv) {
-  Arguments out;
-  for (int i = 1; i < argc; ++i) {
-    const std::string word = argv[i];
-    if (word == "--json") out.json = true;
-    else if (word == "--check") out.check = true;
-    else if (word == "--python" && i + 1 < argc) out.python = argv[++i];
-    else
-      fail(ErrorKind::kUsage,
-           "expected --json, --check or --python PATH (a Python with a full torch), got {}", word);
-  }
-  return out;
 }
 
 /// Prints a row a side; returns the ratio of the best of `modes` to ours (above 1: we are faster),

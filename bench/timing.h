@@ -9,9 +9,31 @@
 #include <string>
 #include <vector>
 
+#include "sigma/base/error.h"
 #include "sigma/base/random.h"
 
 namespace sigma::bench {
+
+/// Of the benchmarks that have a side in Python.
+struct Arguments {
+  bool json = false;
+  bool check = false;
+  std::string python;
+};
+
+inline Arguments parse_arguments(int argc, char** argv) {
+  Arguments out;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "--json") out.json = true;
+    else if (word == "--check") out.check = true;
+    else if (word == "--python" && i + 1 < argc) out.python = argv[++i];
+    else
+      fail(ErrorKind::kUsage,
+           "expected --json, --check or --python PATH (a Python with a full torch), got {}", word);
+  }
+  return out;
+}
 
 inline bool flag(int argc, char** argv, const std::string& name) {
   return std::any_of(argv + 1, argv + argc, [&](char* a) { return name == a; });
@@ -21,6 +43,11 @@ inline torch::Tensor normal(torch::IntArrayRef shape, uint32_t site) {
   torch::Tensor out = torch::empty(shape);
   fill_normal_keyed(out, 1, random_stream(Purpose::kEval, site), 0);
   return out;
+}
+
+inline double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
 }
 
 /// The median of `repeats` calls after one that warms up; a single call is not warmed up.
@@ -33,8 +60,7 @@ inline double seconds(const std::function<void()>& f, int repeats) {
     times.push_back(
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
+  return median(std::move(times));
 }
 
 inline double forward_seconds(const std::function<torch::Tensor()>& f, int repeats) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -93,6 +94,33 @@ struct InspectRoutingCommand {
 };
 CommandResult run_inspect_routing(const InspectRoutingCommand& command,
                                   const GlobalOptions& global);
+
+struct InspectReconstructionCommand {
+  std::string run;
+  std::string out = "reconstruction.png";
+  std::vector<int64_t> images = {0, 1, 2, 3, 4, 5, 6, 7};
+  std::string ema = "main";
+};
+CommandResult run_inspect_reconstruction(const InspectReconstructionCommand& command,
+                                         const GlobalOptions& global);
+
+struct TokenizeCommand {
+  std::string run;
+  std::string in;  // an image, a folder, train or test
+  std::string out = "latents.safetensors";
+  int64_t count = 0;  // 0: all
+  int64_t batch = 250;
+};
+CommandResult run_tokenize(const TokenizeCommand& command, const GlobalOptions& global);
+
+struct DetokenizeCommand {
+  std::string run;
+  std::string latents;
+  std::string out = "images.png";  // FILE.png: a grid; DIR: single images
+  std::optional<int64_t> keep;     // the first tokens of each image
+  int64_t batch = 250;
+};
+CommandResult run_detokenize(const DetokenizeCommand& command, const GlobalOptions& global);
 
 CommandResult run_show(const std::string& what);
 CommandResult run_version();

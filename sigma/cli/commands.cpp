@@ -51,6 +51,7 @@ Commands::Commands(CLI::App& app, int argc, char** argv) {
   add_train(app, argc, argv);
   add_sample(app);
   add_eval(app);
+  add_tokenize(app);
   add_config(app);
   add_data(app);
   add_inspect(app);
@@ -115,8 +116,8 @@ void Commands::add_eval(CLI::App& app) {
   sub->add_option("RUN", eval_.run, "a run directory, or its name under runs/")->required();
   sub->add_option(
          "--metrics", eval_.metrics,
-         "fd_fashion_cnn, label_accuracy, energy_pixels; default the first two, of clips the "
-         "last")
+         "generators: fd_fashion_cnn, label_accuracy, energy_pixels; default the first two, of "
+         "clips the last; other runs: an unknown name lists those that fit")
       ->delimiter(',');
   sub->add_option("--count", eval_.count, "samples; default metrics.n_samples of the run");
   sub->add_option("--seed", eval_.seed, "of the noise");
@@ -199,6 +200,7 @@ void Commands::add_inspect(CLI::App& app) {
   attention->add_option("--device", global_.device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   add_inspect_routing(*inspect);
+  add_inspect_reconstruction(*inspect);
 }
 
 void Commands::add_inspect_routing(CLI::App& inspect) {

@@ -26,6 +26,9 @@ class Commands {
   void add_data(CLI::App& app);
   void add_inspect(CLI::App& app);
   void add_inspect_routing(CLI::App& inspect);
+  // commands_tokenizer.cpp
+  void add_tokenize(CLI::App& app);
+  void add_inspect_reconstruction(CLI::App& inspect);
 
   GlobalOptions global_;
   TrainCommand train_;
@@ -33,6 +36,9 @@ class Commands {
   EvalCommand eval_;
   InspectCommand inspect_;
   InspectRoutingCommand routing_;
+  InspectReconstructionCommand reconstruction_;
+  TokenizeCommand tokenize_;
+  DetokenizeCommand detokenize_;
   std::string what_;
   std::string other_;
   std::vector<std::string> set_;

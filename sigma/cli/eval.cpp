@@ -7,6 +7,7 @@
 #include "sigma/base/progress.h"
 #include "sigma/cli/cli.h"
 #include "sigma/cli/eval_models.h"
+#include "sigma/cli/tokenizer_metrics.h"
 #include "sigma/data/dataset.h"
 #include "sigma/io/checkpoint.h"
 #include "sigma/metrics/feature_net.h"
@@ -187,9 +188,12 @@ std::string table_of(const Json& rows) {
 }  // namespace
 
 CommandResult run_eval(const EvalCommand& command, const GlobalOptions& global) {
+  const std::filesystem::path run = find_run(command.run);
+  const std::string task = load_config_toml(run / "config.toml").task;
+  std::vector<std::string> known = {kExtractor, "label_accuracy", "energy_pixels"};
+  if (task == "tokenizer") known = tokenizer_metrics();
+  if (task == "classifier") known = {"accuracy"};
   for (const std::string& metric : command.metrics) {
-    const std::vector<std::string> known = {kExtractor, "label_accuracy", "energy_pixels",
-                                            "psnr_of_mean", "accuracy"};
     if (std::find(known.begin(), known.end(), metric) != known.end()) continue;
     const std::string near = did_you_mean(metric, known);
     throw Error(ErrorKind::kUsage,
@@ -198,8 +202,6 @@ CommandResult run_eval(const EvalCommand& command, const GlobalOptions& global) 
   }
   SIGMA_CHECK(kUsage, command.batch >= 1 && command.count >= 0 && command.count != 1,
               "--count and --batch: expected at least 2 and 1");
-  const std::filesystem::path run = find_run(command.run);
-  const std::string task = load_config_toml(run / "config.toml").task;
   CommandResult out;
   if (task == "tokenizer") return eval_tokenizer(command, global, run);
   if (task == "classifier") return eval_classifier(command, global, run);

@@ -2,13 +2,10 @@
 
 #include <torch/types.h>
 
-#include <cmath>
-
 #include "sigma/base/error.h"
 #include "sigma/io/checkpoint.h"
 #include "sigma/metrics/feature_net.h"
 #include "sigma/metrics/metric.h"
-#include "sigma/tokenizer/tokenizer.h"
 #include "sigma/train/ema.h"
 #include "sigma/train/optimizer.h"
 #include "sigma/train/run.h"
@@ -63,63 +60,6 @@ Tensor crop_padding(const Tensor& images, int64_t pad) {
   const int64_t height = images.size(-2) - 2 * pad;
   const int64_t width = images.size(-1) - 2 * pad;
   return images.narrow(-2, pad, height).narrow(-1, pad, width).contiguous();
-}
-
-CommandResult eval_tokenizer(const EvalCommand& command, const GlobalOptions& global,
-                             const std::filesystem::path& run) {
-  const Loaded loaded = load(run, global);
-  const SafetensorsFile weights = loaded.checkpoint.open("ema-main");
-  Tokenizer model(loaded.config.tokenizer, image_shape_of(weights));
-  load_tensors(named_state(model), weights);
-  model.to(loaded.device);
-  const Images images = read_split(
-      loaded.config.data, has_test_split(loaded.config.data) ? "test" : "train", command.count);
-  const torch::NoGradGuard no_grad;
-  const Context context{
-      .training = false, .record = false, .dtype = torch::kFloat, .rng = {}, .samples = {}};
-  std::vector<Tensor> parts;
-  for (const Tensor& batch : images.data.split(command.batch)) {
-    parts.push_back(
-        to_bytes(model.decode(model.encode(to_float(batch.to(loaded.device)), context), context))
-            .cpu());
-  }
-  const int64_t pad = loaded.config.data.pad;
-  const Tensor reconstructed = crop_padding(torch::cat(parts), pad);
-  const Tensor original = crop_padding(images.data, pad);
-  const double mse = ((reconstructed.to(torch::kDouble) - original.to(torch::kDouble)) / 255)
-                         .square()
-                         .mean()
-                         .item<double>();
-  std::vector<MetricResult> metrics;
-  metrics.push_back({.name = "psnr_of_mean",
-                     .value = -10 * std::log10(std::max(mse, 1e-10)),
-                     .reference = images.name,
-                     .n_reference = original.size(0),
-                     .n_samples = original.size(0),
-                     .floor = std::nan("")});
-  const bool asked = std::find(command.metrics.begin(), command.metrics.end(), "fd_fashion_cnn") !=
-                     command.metrics.end();
-  if (asked || (command.metrics.empty() && loaded.config.data.kind == "fashion")) {
-    const FeatureExtractor extractor = load_feature_extractor("fd_fashion_cnn", loaded.device);
-    const auto features = extract(*extractor.net, reconstructed, loaded.device).features;
-    metrics.push_back({.name = "rfd_fashion_cnn",
-                       .value = frechet_distance(feature_statistics(features), extractor.reference),
-                       .extractor = extractor.name,
-                       .extractor_sha256 = extractor.sha256,
-                       .reference = extractor.reference_name,
-                       .n_reference = extractor.reference.count,
-                       .n_samples = original.size(0),
-                       .floor = extractor.floor});
-  }
-  CommandResult out;
-  out.result = {
-      {"run", run.string()}, {"step", loaded.checkpoint.step()}, {"metrics", Json::array()}};
-  for (const MetricResult& metric : metrics) {
-    out.result["metrics"].push_back(metric.to_json());
-    out.text += fmt::format("{}  {:.4g}  ({} images of {})\n", metric.name, metric.value,
-                            metric.n_samples, images.name);
-  }
-  return out;
 }
 
 CommandResult eval_classifier(const EvalCommand& command, const GlobalOptions& global,

@@ -12,7 +12,7 @@ namespace sigma {
 /// Images [N,C,Y,X] without the `pad` pixels that data.pad added on each side.
 torch::Tensor crop_padding(const torch::Tensor& images, int64_t pad);
 
-/// PSNR of reconstructions of the test images, and their Frechet distance.
+/// Quality of reconstructions, probes, codes, prefixes: eval_tokenizer.cpp.
 CommandResult eval_tokenizer(const EvalCommand& command, const GlobalOptions& global,
                              const std::filesystem::path& run);
 /// Accuracy on the test images; with --write-asset the file that load_feature_extractor() reads.
