@@ -98,7 +98,7 @@ CommandResult run_inspect_routing(const InspectRoutingCommand& command,
 struct InspectReconstructionCommand {
   std::string run;
   std::string out = "reconstruction.png";
-  std::vector<int64_t> images = {0, 1, 2, 3, 4, 5, 6, 7};
+  std::vector<int64_t> images;  // of the test split, if there is one; empty: the first eight
   std::string ema = "main";
 };
 CommandResult run_inspect_reconstruction(const InspectReconstructionCommand& command,

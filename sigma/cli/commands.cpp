@@ -111,7 +111,8 @@ void Commands::add_eval(CLI::App& app) {
   CLI::App* sub =
       add(app, "eval", "Metrics of a run, each with extractor, reference and counts.",
           "  sigma eval runs/quickstart --steps 1,2,4\n"
-          "  sigma eval runs/quickstart --metrics fd_fashion_cnn,energy_pixels --json\n",
+          "  sigma eval runs/quickstart --metrics fd_fashion_cnn,energy_pixels --json\n"
+          "  sigma eval runs/autoencoder --metrics psnr_of_mean,linear_probe --count 2000\n",
           [this] { return run_eval(eval_, global_); });
   sub->add_option("RUN", eval_.run, "a run directory, or its name under runs/")->required();
   sub->add_option(
@@ -119,7 +120,9 @@ void Commands::add_eval(CLI::App& app) {
          "generators: fd_fashion_cnn, label_accuracy, energy_pixels; default the first two, of "
          "clips the last; other runs: an unknown name lists those that fit")
       ->delimiter(',');
-  sub->add_option("--count", eval_.count, "samples; default metrics.n_samples of the run");
+  sub->add_option("--count", eval_.count,
+                  "samples; default metrics.n_samples of the run; tokenizers: the first test "
+                  "images; default all");
   sub->add_option("--seed", eval_.seed, "of the noise");
   sub->add_option("--steps", eval_.steps, "network calls, one or several: 1,2,4")->delimiter(',');
   sub->add_option("--guidance", eval_.guidance, "guidance scales, one or several")->delimiter(',');

@@ -1,6 +1,8 @@
 // Looking at a tokenizer: what its encoder sees of an image in training, and what comes back.
 #include <torch/types.h>
 
+#include <algorithm>
+
 #include "sigma/base/error.h"
 #include "sigma/cli/cli.h"
 #include "sigma/cli/inspect_picture.h"
@@ -13,6 +15,7 @@ namespace {
 using torch::Tensor;
 
 constexpr int64_t kImageWidth = 112;  // pixels that an image is drawn with, about
+constexpr int64_t kImages = 8;        // that are shown unless others are asked for
 constexpr int64_t kGap = 4;
 constexpr int64_t kGroupGap = 20;  // between what goes in, what comes out, and prefixes
 constexpr double kGrey = 0.5;      // of patches that are hidden
@@ -126,8 +129,12 @@ CommandResult run_inspect_reconstruction(const InspectReconstructionCommand& com
   DataConfig data = run.config.data;
   data.split = has_test_split(data) ? "test" : "train";
   const auto dataset = open_dataset(data);
+  std::vector<int64_t> numbers = command.images;
+  if (numbers.empty()) {
+    for (int64_t i = 0; i < std::min(kImages, dataset->size()); ++i) numbers.push_back(i);
+  }
   std::vector<Tensor> images;
-  for (const int64_t image : command.images) {
+  for (const int64_t image : numbers) {
     SIGMA_CHECK(kUsage, image >= 0 && image < dataset->size(), "--image: expected [0, {}), got {}",
                 dataset->size(), image);
     images.push_back(dataset->get(image).data);
@@ -136,20 +143,20 @@ CommandResult run_inspect_reconstruction(const InspectReconstructionCommand& com
   Context context = evaluation_context();
   context.rng = {.seed = static_cast<uint64_t>(run.config.train.seed),
                  .step = static_cast<uint64_t>(run.step)};
-  context.samples = torch::tensor(command.images, torch::kInt64);
+  context.samples = torch::tensor(numbers, torch::kInt64);
   const Reconstructions reconstructions(run, torch::stack(images), context);
 
   CommandResult out;
   out.result = {{"run_id", run.run_id},
                 {"checkpoint", run.weights_sha256},
                 {"data", dataset->info().description},
-                {"images", command.images},
+                {"images", numbers},
                 {"hidden_share", reconstructions.hidden_share()},
                 {"rows", reconstructions.rows()}};
   write_picture(command.out, reconstructions.picture_of_all(), out.result);
   out.result["file"] = command.out;
-  out.text = fmt::format("{}: images {} of {}; rows:\n", command.out,
-                         fmt::join(command.images, ", "), dataset->info().description);
+  out.text = fmt::format("{}: images {} of {}; rows:\n", command.out, fmt::join(numbers, ", "),
+                         dataset->info().description);
   for (const Json& row : out.result["rows"]) {
     out.text += fmt::format("  {}", row["what"].get<std::string>());
     if (row.contains("psnr_of_mean"))

@@ -2,6 +2,7 @@
 
 #include <torch/types.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "sigma/base/error.h"
@@ -11,7 +12,6 @@ namespace sigma {
 namespace {
 
 using torch::Tensor;
-using torch::indexing::Slice;
 
 // Raster positions of a grid, float64 [N, axes]; axes that a 1-D or 2-D grid lacks are left out.
 Tensor grid_positions(const Grid& grid) {
@@ -29,6 +29,15 @@ RopeTable beside_others(const RopeTable& table, const TokenLayout& layout) {
     return torch::constant_pad_nd(t, {0, 0, layout.before, layout.after}, value);
   };
   return {pad(table.cos, 1), pad(table.sin, 0)};
+}
+
+// Pairs [..,2] as complex numbers: one product is then the rotation. A view where the strides allow.
+Tensor as_complex(const Tensor& pairs) {
+  const auto strides = pairs.strides().slice(0, static_cast<size_t>(pairs.dim() - 1));
+  const auto even = [](int64_t stride) { return stride % 2 == 0; };
+  const bool fits = pairs.stride(-1) == 1 && even(pairs.storage_offset()) &&
+                    std::all_of(strides.begin(), strides.end(), even);
+  return torch::view_as_complex(fits ? pairs : pairs.contiguous());
 }
 
 }  // namespace
@@ -95,9 +104,10 @@ Rope::Rope(const Tensor& frequencies, bool interleaved, const TokenLayout& layou
   SIGMA_CHECK(kUsage, layout.grid.frames == 1, "rope: kind mixed expects one frame, got {}",
               layout.grid.frames);
   const int64_t width = layout.grid.width;
-  Tensor token = layout.visible.defined() ? layout.visible.unsqueeze(1)  // [B, 1, n]
-                                          : torch::arange(layout.grid.size(), torch::kInt64);
-  token = token.to(device_).unsqueeze(-1);
+  const auto whole = frequencies.options().dtype(torch::kInt64);
+  const Tensor token = (layout.visible.defined() ? layout.visible.unsqueeze(1)  // [B, 1, n]
+                                                 : torch::arange(layout.grid.size(), whole))
+                           .unsqueeze(-1);
   const Tensor angle = token.remainder(width) * frequencies[0].unsqueeze(1) +
                        token.div(width, "floor") * frequencies[1].unsqueeze(1);
   table_ = beside_others({angle.cos(), angle.sin()}, layout);
@@ -134,9 +144,8 @@ Tensor rotate_pairs(const Tensor& x, const Tensor& cos, const Tensor& sin, bool 
   const Tensor part = wide.narrow(-1, 0, rotary);
   Tensor rotated;
   if (interleaved) {
-    const Tensor a = part.index({"...", Slice(0, torch::indexing::None, 2)});
-    const Tensor b = part.index({"...", Slice(1, torch::indexing::None, 2)});
-    rotated = torch::stack({a * cos - b * sin, a * sin + b * cos}, -1).flatten(-2);
+    const Tensor pairs = as_complex(part.unflatten(-1, {rotary / 2, 2}));
+    rotated = torch::view_as_real(pairs * torch::complex(cos, sin)).flatten(-2);
   } else {
     const Tensor a = part.narrow(-1, 0, rotary / 2);
     const Tensor b = part.narrow(-1, rotary / 2, rotary / 2);

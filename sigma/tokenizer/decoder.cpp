@@ -79,8 +79,8 @@ Tensor Decoder::image_tokens(int64_t batch, const Tensor& u, const Mask& mask) c
   const Tensor m = image_query_.defined() ? image_query_.unsqueeze(0).expand({batch, N, Cd})
                                           : torch::zeros({batch, N, Cd}, u.options());
   if (!in_place) return m;
-  if (u.size(1) == N) return torch::where(mask.hidden.to(u.device()).unsqueeze(2), m, u);
-  return m.scatter(1, mask.visible.to(u.device()).unsqueeze(2).expand({-1, -1, Cd}), u);
+  if (u.size(1) == N) return torch::where(mask.hidden.unsqueeze(2), m, u);
+  return m.scatter(1, mask.visible.unsqueeze(2).expand({-1, -1, Cd}), u);
 }
 
 Output Decoder::forward(const Tensor& c, const Mask& mask, const Tensor& prefix,

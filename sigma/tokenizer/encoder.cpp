@@ -52,10 +52,10 @@ EncoderOutput Encoder::forward(const Tensor& patches, const Mask& mask, const Co
   Tensor x = at_least_float(patch_embed_->forward(to_compute(patches, context)));
   TokenLayout layout = layout_;
   if (mask.hidden.defined() && drops_) {
-    layout.visible = mask.visible.to(x.device());
+    layout.visible = mask.visible;
     x = x.gather(1, layout.visible.unsqueeze(2).expand({-1, -1, x.size(2)}));
   } else if (mask.hidden.defined()) {
-    x = torch::where(mask.hidden.to(x.device()).unsqueeze(2), mask_token_, x);
+    x = torch::where(mask.hidden.unsqueeze(2), mask_token_, x);
   }
   std::vector<Tensor> parts = {x};
   const auto tokens = [&](const Tensor& t) { return t.unsqueeze(0).expand({B, -1, -1}); };

@@ -41,7 +41,7 @@ class Encoder : public Module {
   /// `mask_policy`: of MaskConfig. Errors: kUsage.
   Encoder(const EncoderConfig& config, const std::string& mask_policy, const Grid& grid,
           int64_t patch_width);
-  /// patches [B,N,patch_width]; an undefined mask hides nothing.
+  /// patches [B,N,patch_width]; an undefined mask hides nothing, another is on their device.
   EncoderOutput forward(const torch::Tensor& patches, const Mask& mask, const Context& context);
   /// Forward operations for one image of which nothing is dropped.
   double flops() const;

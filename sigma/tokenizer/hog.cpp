@@ -24,23 +24,26 @@ Tensor slope(const Tensor& padded, int64_t dim, int64_t across) {
 }
 
 // [P,P], float64.
-Tensor gaussian_window(int64_t patch) {
+Tensor gaussian_window(int64_t patch, torch::Device device) {
   const auto P = static_cast<double>(patch);
-  const Tensor offset = torch::arange(patch, torch::kDouble) - (P - 1) / 2;
+  const Tensor offset =
+      torch::arange(patch, torch::device(device).dtype(torch::kDouble)) - (P - 1) / 2;
   const Tensor g = (offset / (P / 2)).square().mul(-0.5).exp();
   const Tensor window = torch::outer(g, g);
   return window / window.sum();
 }
 
 // [I,H,W] int64: the place in [N,I,bins,n,n] of a pixel's cell in bin 0.
-Tensor cell_places(int64_t channels, const Grid& grid, int64_t patch, int64_t bins, int64_t n) {
-  const Tensor y = torch::arange(grid.height * patch).unsqueeze(1);
-  const Tensor x = torch::arange(grid.width * patch);
+Tensor cell_places(int64_t channels, const Grid& grid, int64_t patch, int64_t bins, int64_t n,
+                   torch::Device device) {
+  const auto options = torch::device(device).dtype(torch::kInt64);
+  const Tensor y = torch::arange(grid.height * patch, options).unsqueeze(1);
+  const Tensor x = torch::arange(grid.width * patch, options);
   const Tensor token = y.div(patch, "floor") * grid.width + x.div(patch, "floor");
   const auto cell = [&](const Tensor& pixel) {
     return (pixel.remainder(patch) * n).div(patch, "floor");
   };
-  const Tensor channel = torch::arange(channels).view({channels, 1, 1});
+  const Tensor channel = torch::arange(channels, options).view({channels, 1, 1});
   return (token * channels + channel) * (bins * n * n) + cell(y) * n + cell(x);
 }
 
@@ -56,12 +59,13 @@ Tensor hog_targets(const Tensor& images, int64_t patch, int64_t bins, int64_t ce
   const Tensor x = images.scalar_type() == torch::kDouble ? images : images.to(torch::kFloat);
   const Tensor padded = at::reflection_pad2d(x.contiguous(), {1, 1, 1, 1});
   const Tensor gx = slope(padded, 3, 2), gy = slope(padded, 2, 3);
-  const Tensor window = gaussian_window(patch).to(x.options()).repeat({grid.height, grid.width});
+  const Tensor window =
+      gaussian_window(patch, x.device()).to(x.scalar_type()).repeat({grid.height, grid.width});
   const Tensor magnitude = gx.square().addcmul_(gy, gy).sqrt_().mul_(window);
   const Tensor bin =
       torch::atan2(gx, gy).div_(std::numbers::pi).mul_(bins).floor_().remainder_(bins);
   const Tensor place =
-      bin.to(torch::kInt64).mul_(n * n).add_(cell_places(I, grid, patch, bins, n).to(x.device()));
+      bin.to(torch::kInt64).mul_(n * n).add_(cell_places(I, grid, patch, bins, n, x.device()));
   Tensor h = torch::zeros({B, grid.size() * I * bins * n * n}, x.options());
   h.scatter_add_(1, place.view({B, -1}), magnitude.view({B, -1}));
   h = h.view({B, grid.size(), I, bins, n * n});

@@ -34,6 +34,13 @@ MaskConfig at_step(MaskConfig config, uint64_t step) {
 
 }  // namespace
 
+Mask Mask::to(torch::Device device) const {
+  const auto moved = [&](const Tensor& t) {
+    return t.defined() ? t.to(device, t.scalar_type(), /*non_blocking=*/true) : t;
+  };
+  return {.hidden = moved(hidden), .visible = moved(visible)};
+}
+
 void MaskConfig::visit(ConfigVisitor& v) {
   v.choice("policy", policy, {"none", "replace", "drop"},
            "hidden patches become a mask token, or leave the sequence");

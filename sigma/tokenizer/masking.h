@@ -37,15 +37,16 @@ struct MaskConfig {
   void visit(ConfigVisitor& v);
 };
 
-/// On the CPU.
 struct Mask {
   torch::Tensor hidden;   // [B,N] bool; undefined with policy none
   torch::Tensor visible;  // [B,N-M] int64, rising; undefined unless all rows have the same M
+  /// Copied to a device that is not made to wait for it.
+  Mask to(torch::Device device) const;
 };
 
 /// Errors: kUsage (low above high; drop with a ratio a sample).
 void check_mask(const MaskConfig& config);
-/// Masks of context.samples over N patches. Errors: kUsage (fewer than 2 patches).
+/// Masks of context.samples over N patches, on the CPU. Errors: kUsage (fewer than 2 patches).
 Mask draw_mask(const MaskConfig& config, int64_t N, const Context& context);
 
 /// r of uniform numbers u in (0, 1), any shape, float64; no ramp.

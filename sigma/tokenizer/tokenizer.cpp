@@ -19,7 +19,7 @@ constexpr double kPatchEps = 1e-6;  // of a patch's variance (MAE)
 // Mean of a loss a patch [B,N], over hidden patches if they alone count.
 Tensor mean_over(const Tensor& loss, const Mask& mask, bool masked_only) {
   if (!masked_only) return loss.mean();
-  const Tensor weight = mask.hidden.to(loss.device(), loss.scalar_type());
+  const Tensor weight = mask.hidden.to(loss.scalar_type());
   return (loss * weight).sum() / weight.sum();
 }
 
@@ -169,7 +169,7 @@ Tensor Tokenizer::pixel_loss(Tensor& image, const Tensor& images, const Mask& ma
 
 Output Tokenizer::forward(const Tensor& images, const Context& context) {
   Output result;
-  const Mask mask = mask_of(context);
+  const Mask mask = mask_of(context).to(images.device());
   Latents latents = code(images, mask, context, result);
   Tensor c = latents.coded.latents;
   if (nesting_) c = nesting_->forward(c, nesting_->draw(context));

@@ -79,7 +79,7 @@ class Tokenizer : public Module {
   /// A training pass: the reconstruction in `value`, with the mask and the prefix that the context
   /// draws; a target of normalised patches is shown with the image's own statistics.
   Output forward(const torch::Tensor& images, const Context& context);
-  /// The mask of forward, undefined tensors without a policy.
+  /// The mask of forward, on the CPU; undefined tensors without a policy.
   Mask mask_of(const Context& context) const;
 
   /// Latents before normalisation.

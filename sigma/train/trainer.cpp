@@ -69,12 +69,12 @@ class Trainer {
     const std::string hash = data_hash(*bundle_.data);
     SIGMA_CHECK(kData, run_.data_sha256().empty() || run_.data_sha256() == hash,
                 "data: expected the run's data (SHA-256 {}), got {}", run_.data_sha256(), hash);
+    if (!resuming) load_start(bundle_.task->module(), config_.train);
+    const NamedTensors trained = trained_parameters(bundle_.task->module(), config_.train);
     run_.commit(config_, hash, options_.argv);
     bundle_.task->write_assets(run_.folder());
 
-    if (!resuming) load_start(bundle_.task->module(), config_.train);
-    AdamW optimizer(trained_parameters(bundle_.task->module(), config_.train),
-                    config_.train.optimizer);
+    AdamW optimizer(trained, config_.train.optimizer);
     Ema ema(bundle_.task->module(), config_.train.ema);
     optimizer_ = &optimizer;
     ema_ = &ema;
