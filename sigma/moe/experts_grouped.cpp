@@ -10,6 +10,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "sigma/moe/kernels/experts.h"
+#include "sigma/moe/kernels/top_k.h"
 #endif
 
 namespace sigma {

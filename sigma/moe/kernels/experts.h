@@ -44,8 +44,4 @@ bool sum_rows(const ExpertRows& rows, const void* v, const float* pair_weight, i
 /// weights[e] = 0 for experts without rows, `size` elements each.
 bool zero_unused(const ExpertRows& rows, int64_t size, void* weights);
 
-/// For each of `count` rows r [E] the places of its K largest values, best first, ties to the lower
-/// place, out int64 [count, K]. E up to 1024; no NaN.
-bool top_k_rows(const float* r, int64_t count, int64_t E, int64_t K, int64_t* out, void* stream);
-
 }  // namespace sigma::kernels
