@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The peer of bench/tokenizer_step_{cpu,gpu}: the same tokenizer and losses in PyTorch.
 
-Takes Sigma's own [tokenizer] table as JSON (settings that the benchmark uses). Prints `parameters
-N` after the warm-up; then, for every line `N` on its standard input, N seconds of a step each in a line.
+Takes Sigma's own [tokenizer] table as JSON (settings that the benchmark uses). Prints
+`parameters P` after the warm-up; then, for every line `N` on its standard input, N lines: seconds of a step.
 """
 import argparse
 import json
@@ -54,8 +54,13 @@ def token(*shape):
 def rotate(x, cos, sin):
     """Pairs (2k, 2k+1) of the first tokens, the image's; the others stay."""
     n = cos.shape[-2]
-    a, b = x[:, :, :n].float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+    pairs = x[:, :, :n].float().unflatten(-1, (-1, 2))
+    if args.mode == "compile":  # has no code of its own for complex numbers
+        a, b = pairs.unbind(-1)
+        turned = torch.stack((a * cos - b * sin, a * sin + b * cos), -1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
+    turned = turned.flatten(-2)
     return torch.cat((turned.to(x.dtype), x[:, :, n:]), 2)
 
 

@@ -180,6 +180,14 @@ TEST(Rope, BackwardTurnsTheOtherWay) {
   EXPECT_LE(error(x.grad(), rotate_pairs(g, rope.table().cos, -rope.table().sin, true)), 1e-15);
 }
 
+TEST(Rope, ViewsOfOddStridesAndOffsets) {
+  const Tensor wide = normal({2, 3, 5, 7}, 1), angle = normal({5, 3}, 2);
+  const Tensor x = wide.narrow(3, 1, 6);
+  EXPECT_LE(error(rotate_pairs(x, angle.cos(), angle.sin(), true),
+                  rotate_pairs(x.contiguous(), angle.cos(), angle.sin(), true)),
+            1e-15);
+}
+
 TEST(Rope, TablesPerHeadBroadcast) {
   const Tensor x = normal({2, 3, 5, 8}, 1);
   const Tensor angle = normal({3, 5, 4}, 2);
