@@ -24,6 +24,6 @@ ninja -C "$folder" >"$log" 2>&1 || { grep -v '^\[' "$log" >&2; exit 1; }
 
 case "${1:-}" in
   build) ;;
-  "") ctest --test-dir "$folder" --output-on-failure -LE ablation ;;
+  "") ctest --test-dir "$folder" --output-on-failure -LE "ablation|gate" ;;
   *) ctest --test-dir "$folder" --output-on-failure -R "$1" ;;
 esac
