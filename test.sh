@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up, builds, and runs the tests.
-#   ./test.sh            everything but the tests labelled ablation
+#   ./test.sh            everything but the tests labelled ablation or gate
 #   ./test.sh build      builds only
 #   ./test.sh NAME       the tests whose name contains NAME: golden, io, train, ...
 # SIGMA_CUDA=1: builds for NVIDIA GPUs too (build-cuda; needs nvcc).
