@@ -83,16 +83,7 @@ class ImmStep {
 
   /// Steps of `rounds` timed one by one.
   std::vector<double> time(int steps) {
-    std::vector<double> seconds;
-    for (int i = 0; i < steps; ++i) {
-      synchronize();
-      const auto start = std::chrono::steady_clock::now();
-      step();
-      synchronize();
-      seconds.push_back(
-          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-    }
-    return seconds;
+    return step_seconds(case_.device, steps, [this] { step(); });
   }
 
   double flops() const {
@@ -100,10 +91,6 @@ class ImmStep {
   }
 
  private:
-  void synchronize() const {
-    if (case_.device.is_cuda()) torch::cuda::synchronize();
-  }
-
   const ImmStepCase& case_;
   DiffusionTransformer network_;
   std::unique_ptr<Objective> objective_;

@@ -1,6 +1,7 @@
 // What the benchmarks of single layers share: arguments, inputs, medians of repeated runs.
 #pragma once
 
+#include <torch/cuda.h>
 #include <torch/types.h>
 
 #include <algorithm>
@@ -48,6 +49,23 @@ inline torch::Tensor normal(torch::IntArrayRef shape, uint32_t site) {
 inline double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
+}
+
+/// Seconds of `steps` calls, one by one, the device's work included.
+inline std::vector<double> step_seconds(torch::Device device, int steps,
+                                        const std::function<void()>& step) {
+  const auto synchronize = [&] {
+    if (device.is_cuda()) torch::cuda::synchronize();
+  };
+  std::vector<double> out;
+  for (int i = 0; i < steps; ++i) {
+    synchronize();
+    const auto start = std::chrono::steady_clock::now();
+    step();
+    synchronize();
+    out.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return out;
 }
 
 /// The median of `repeats` calls after one that warms up; a single call is not warmed up.

@@ -66,16 +66,7 @@ class TokenizerStep {
 
   /// Seconds of `steps` steps, one by one.
   std::vector<double> time(int steps) {
-    std::vector<double> seconds;
-    for (int i = 0; i < steps; ++i) {
-      synchronize();
-      const auto start = std::chrono::steady_clock::now();
-      step();
-      synchronize();
-      seconds.push_back(
-          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-    }
-    return seconds;
+    return step_seconds(case_.device, steps, [this] { step(); });
   }
 
   int64_t parameters() const {
@@ -103,10 +94,6 @@ class TokenizerStep {
     optimizer_->clip(norm);
     optimizer_->step(case_.optimizer.lr, found_inf);
     ema_->update(static_cast<int64_t>(count_), found_inf);
-  }
-
-  void synchronize() const {
-    if (case_.device.is_cuda()) torch::cuda::synchronize();
   }
 
   const TokenizerStepCase& case_;

@@ -14,7 +14,6 @@ namespace {
 constexpr double kFloatBytes = 4;  // router, weights of pairs, parameters
 constexpr double kIntBytes = 4;    // plan
 constexpr double kIndexBytes = 8;  // pairs
-constexpr double kTile = 512;      // rows that a thread of the cpu engine multiplies at once
 
 // Rows of experts: how many there is room for, how many are used, and by whom.
 struct Rows {
@@ -26,10 +25,7 @@ Rows uniform_rows(const MoeConfig& config, int64_t T) {
   const int64_t E = config.num_experts;
   Rows rows{.tokens = T};
   if (config.router.kind == "expert_choice") {
-    const double wanted = static_cast<double>(T) * config.router.capacity / static_cast<double>(E);
-    const auto k = std::clamp<int64_t>(static_cast<int64_t>(std::floor(wanted + 1e-9)),
-                                       std::min<int64_t>(1, T), T);
-    rows.room = E * k;
+    rows.room = E * tokens_of_an_expert(T, config.router.capacity, E);
     rows.touched = T > 0 ? static_cast<double>(E) : 0;
   } else {
     rows.room = T * config.num_chosen;
@@ -60,8 +56,8 @@ double tile_bytes(double C, double I, double E, bool gated, double max_rows, boo
   const double backward_row =
       gated ? std::max(C + 9 * I, 2 * C + 4 * I) : std::max(C + 4 * I, 2 * C + 3 * I);
   const double threads = std::min(static_cast<double>(at::get_num_threads()), E);
-  return threads * std::min(kTile, max_rows) * (backward ? backward_row : forward_row) *
-         kFloatBytes;
+  return threads * std::min(static_cast<double>(kExpertTile), max_rows) *
+         (backward ? backward_row : forward_row) * kFloatBytes;
 }
 
 MoeAccount of_rows(const MoeConfig& config, int64_t dim, const Rows& rows,
@@ -73,9 +69,8 @@ MoeAccount of_rows(const MoeConfig& config, int64_t dim, const Rows& rows,
   const bool gated = config.expert_activation == "swiglu";
   const auto C = static_cast<double>(dim), E = static_cast<double>(config.num_experts);
   const auto T = static_cast<double>(rows.tokens), R = static_cast<double>(rows.room);
-  const double I = std::floor(C * config.expert_ratio);
-  const double W = config.shared_ratio > 0 ? std::floor(C * config.shared_ratio)
-                                           : static_cast<double>(config.num_shared) * I;
+  const auto I = static_cast<double>(config.expert_width(dim));
+  const auto W = static_cast<double>(config.shared_width(dim));
   const double halves = gated ? 2 : 1;  // of a row of Z
 
   MoeAccount a{.tokens = rows.tokens, .pairs = rows.room};

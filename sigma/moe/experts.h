@@ -45,6 +45,9 @@ torch::Tensor experts_cpu(const torch::Tensor& x, const Experts& experts,
 /// In a backward: the fast engines have none. Errors: kUsage (a graph of the backward is wanted).
 void refuse_second_derivative(const char* engine);
 
+/// Rows of an expert that the cpu engine multiplies at once, at most.
+constexpr int64_t kExpertTile = 512;
+
 /// phi of rows Z [n, 2I or I] -> [n, I].
 torch::Tensor expert_activation(const torch::Tensor& Z, const std::string& activation);
 

@@ -17,8 +17,6 @@ using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kTile = 512;  // rows of an expert that are multiplied at once, at most
-
 // Rows [first, last) of expert e.
 struct Tile {
   int64_t e, first, last;
@@ -28,7 +26,7 @@ struct Tile {
 std::vector<Tile> tiles_of(const int32_t* offsets, int64_t e) {
   std::vector<Tile> tiles;
   const int64_t first = offsets[e], rows = offsets[e + 1] - first;
-  const int64_t count = (rows + kTile - 1) / kTile;
+  const int64_t count = (rows + kExpertTile - 1) / kExpertTile;
   for (int64_t i = 0; i < count; ++i)
     tiles.push_back({e, first + rows * i / count, first + rows * (i + 1) / count});
   return tiles;

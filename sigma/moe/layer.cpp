@@ -15,6 +15,16 @@ constexpr double kRouterStd = 0.006;  // arXiv 2401.06066, section 4.1.2
 
 }  // namespace
 
+int64_t MoeConfig::expert_width(int64_t dim) const {
+  return static_cast<int64_t>(std::floor(static_cast<double>(dim) * expert_ratio));
+}
+
+int64_t MoeConfig::shared_width(int64_t dim) const {
+  return shared_ratio > 0
+             ? static_cast<int64_t>(std::floor(static_cast<double>(dim) * shared_ratio))
+             : num_shared * expert_width(dim);
+}
+
 void MoeConfig::visit(ConfigVisitor& v) {
   v.field("num_experts", num_experts, in(1, 1024), "routed experts");
   v.field("num_chosen", num_chosen, in(1, 64),
@@ -34,8 +44,7 @@ void MoeConfig::visit(ConfigVisitor& v) {
 }
 
 MixtureOfExperts::MixtureOfExperts(int64_t dim, const MoeConfig& config)
-    : config_(config),
-      hidden_(static_cast<int64_t>(std::floor(static_cast<double>(dim) * config.expert_ratio))) {
+    : config_(config), hidden_(config.expert_width(dim)) {
   check_router(config.router, config.num_experts, config.num_chosen);
   SIGMA_CHECK(kUsage, hidden_ >= 1,
               "mlp.expert_ratio: expected an expert of at least one channel, got {} of {}",
@@ -61,9 +70,7 @@ MixtureOfExperts::MixtureOfExperts(int64_t dim, const MoeConfig& config)
     experts_.b_in = parameter("b_in", {E, in_width}, Init::zero());
     experts_.b_out = parameter("b_out", {E, dim}, Init::zero());
   }
-  const int64_t width = config.shared_ratio > 0
-                            ? static_cast<int64_t>(std::floor(C * config.shared_ratio))
-                            : config.num_shared * hidden_;
+  const int64_t width = config.shared_width(dim);
   if (width > 0) {
     const int64_t factor = config.expert_activation == "swiglu" ? 2 : 1;
     shared_in_ = child<Linear>("shared_in", dim, factor * width, config.expert_bias);

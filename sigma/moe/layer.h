@@ -33,6 +33,9 @@ struct MoeConfig {
   std::string engine = "auto";               // auto | reference | cpu | grouped_mm
   RouterConfig router;
   BalanceConfig balance;
+  /// Hidden width of one expert, and of the shared ones together, for `dim` channels.
+  int64_t expert_width(int64_t dim) const;
+  int64_t shared_width(int64_t dim) const;
   void visit(ConfigVisitor& v);
 };
 

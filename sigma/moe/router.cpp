@@ -60,11 +60,7 @@ Routing expert_choice(const RouterConfig& config, const Tensor& logits, int64_t 
   out.scores = torch::softmax(logits, 1);
   const int64_t T = logits.size(0), E = logits.size(1);
   const int64_t N = images > 0 ? T / images : 0;
-  // Multiplied first, and a hair more: both roundings that are published can be one short.
-  const auto k = std::clamp<int64_t>(
-      static_cast<int64_t>(
-          std::floor(static_cast<double>(N) * config.capacity / static_cast<double>(E) + 1e-9)),
-      std::min<int64_t>(1, N), N);
+  const int64_t k = tokens_of_an_expert(N, config.capacity, E);
   const Tensor by_image = out.scores.view({images, N, E});
   const Tensor r = by_image.detach().nan_to_num(-kInfinity, kInfinity, -kInfinity);
   Tensor tokens = std::get<0>(best(r, k, 1).sort(1)).transpose(1, 2);  // [images,E,k] ascending
@@ -92,6 +88,13 @@ void RouterConfig::visit(ConfigVisitor& v) {
   }
   if (v.when(kind, "expert_choice"))
     v.field("capacity", capacity, above(0, 1024), "experts of a token on average");
+}
+
+int64_t tokens_of_an_expert(int64_t N, double capacity, int64_t num_experts) {
+  // Multiplied first, and a hair more: both roundings that are published can be one short.
+  const double wanted = static_cast<double>(N) * capacity / static_cast<double>(num_experts);
+  return std::clamp<int64_t>(static_cast<int64_t>(std::floor(wanted + 1e-9)),
+                             std::min<int64_t>(1, N), N);
 }
 
 void check_router(const RouterConfig& config, int64_t num_experts, int64_t num_chosen) {

@@ -43,6 +43,8 @@ struct Routing {
   int64_t pairs_a_token = 0;  // token choice: K
 };
 
+/// Expert choice: tokens of an image of N that each expert takes.
+int64_t tokens_of_an_expert(int64_t N, double capacity, int64_t num_experts);
 /// Errors: kUsage (groups that do not divide the experts, too few experts in the groups, ...).
 void check_router(const RouterConfig& config, int64_t num_experts, int64_t num_chosen);
 /// `bias` [E], or undefined. `images` divides T.

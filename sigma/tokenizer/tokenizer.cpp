@@ -82,6 +82,15 @@ std::vector<int64_t> Tokenizer::latent_shape() const {
   return {L > 0 ? L : grid_.size(), config_.bottleneck.dim};
 }
 
+bool Tokenizer::trains_latents() const {
+  const auto trains = [](const torch::nn::Module& part) {
+    for (const Tensor& p : part.parameters())
+      if (p.requires_grad()) return true;
+    return false;
+  };
+  return trains(*encoder_) || (down_ && trains(*down_)) || trains(*bottleneck_);
+}
+
 Tensor Tokenizer::patches(const Tensor& images) const {
   return patchify(images, config_.patch_size);
 }

@@ -91,6 +91,8 @@ class Tokenizer : public Module {
   void fit_latent_norm(const std::vector<torch::Tensor>& batches);
 
   std::vector<int64_t> latent_shape() const;
+  /// Whether anything that makes the latents has gradients: in a stage it may be frozen.
+  bool trains_latents() const;
   const TokenizerConfig& config() const { return config_; }
   const Bottleneck& bottleneck() const { return *bottleneck_; }
   /// Forward operations for one image: encoder and decoder.

@@ -137,7 +137,7 @@ class TokenizerTask : public Task {
     return {{"bottleneck.codebook", rows}};
   }
   void finish() override {
-    if (latents_are_frozen()) return;
+    if (!model_.trains_latents()) return;  // their statistics are those the stage started from
     const torch::NoGradGuard no_grad;
     std::vector<Tensor> latents;
     const int64_t total = std::min(config_.tokenizer.latent_norm.images, data_.size());
@@ -152,18 +152,6 @@ class TokenizerTask : public Task {
   }
 
  private:
-  // A stage that trains only what comes after the latents: their statistics are those it started
-  // from.
-  bool latents_are_frozen() const {
-    for (const auto& item : model_.named_parameters()) {
-      const bool after = item.key().starts_with("decoder.") || item.key().starts_with("hog.") ||
-                         item.key().starts_with("nesting.") ||
-                         item.key().starts_with("pixel_conv.");
-      if (!after && item.value().requires_grad()) return false;
-    }
-    return true;
-  }
-
   RunConfig config_;
   const Dataset& data_;
   Tokenizer model_;

@@ -7,27 +7,18 @@
 
 #include "sigma/base/error.h"
 #include "sigma/base/random.h"
+#include "tests/testing/errors.h"
 
 namespace sigma {
 namespace {
 
+using testing::expect_error;
 using torch::Tensor;
 
 Tensor noise(std::vector<int64_t> sizes, uint64_t seed) {
   const Tensor out = torch::empty(sizes, torch::kFloat);
   fill_uniform_keyed(out, seed, random_stream(Purpose::kEval, 0), 0);
   return out;
-}
-
-template <typename F>
-void expect_error(ErrorKind kind, const std::string& part, F body) {
-  try {
-    body();
-    ADD_FAILURE() << "no error with " << part;
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), kind) << error.what();
-    EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
-  }
 }
 
 TEST(ImageQuality, ByHand) {

@@ -7,10 +7,12 @@
 
 #include "sigma/base/error.h"
 #include "sigma/base/random.h"
+#include "tests/testing/errors.h"
 
 namespace sigma {
 namespace {
 
+using testing::expect_error;
 using torch::Tensor;
 
 Tensor normal(std::vector<int64_t> sizes, uint64_t seed) {
@@ -23,17 +25,6 @@ Tensor normal(std::vector<int64_t> sizes, uint64_t seed) {
 LabelledFeatures blobs(int64_t n, int64_t classes, double distance, uint64_t seed) {
   const Tensor labels = torch::arange(n, torch::kLong).remainder(classes);
   return {normal({n, 8}, seed) + distance * torch::one_hot(labels, 8), labels};
-}
-
-template <typename F>
-void expect_error(ErrorKind kind, const std::string& part, F body) {
-  try {
-    body();
-    ADD_FAILURE() << "no error with " << part;
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), kind) << error.what();
-    EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
-  }
 }
 
 TEST(LinearProbe, SeparableClasses) {

@@ -26,4 +26,9 @@ inline void expect_contains(const std::string& text, const std::string& part) {
   EXPECT_NE(text.find(part), std::string::npos) << "\"" << part << "\" is not in: " << text;
 }
 
+inline void expect_error(ErrorKind kind, const std::string& part,
+                         const std::function<void()>& action) {
+  expect_contains(error_of(kind, action), part);
+}
+
 }  // namespace sigma::testing
