@@ -1,4 +1,4 @@
-# The torch-free parsers and the attention kernels with AddressSanitizer and UndefinedBehaviorSanitizer: tests/parsers runs them over hostile input.
+# The torch-free parsers and the kernels of attention and experts with AddressSanitizer and UndefinedBehaviorSanitizer: tests/parsers runs them over hostile input.
 find_package(fmt REQUIRED)
 find_package(PNG REQUIRED)
 find_package(JPEG REQUIRED)
@@ -13,7 +13,7 @@ add_executable(parsers_test ${parser_tests}
   sigma/io/safetensors_header.cpp sigma/io/safetensors_json.cpp sigma/io/images.cpp sigma/io/png.cpp sigma/io/jpeg.cpp
   sigma/io/image_ops.cpp sigma/io/files.cpp sigma/data/idx_format.cpp sigma/attention/kernels/block_sparse.cpp
   sigma/attention/kernels/block_sparse_work.cpp sigma/attention/kernels/score_maps.cpp
-  sigma/attention/kernels/multi_token.cpp sigma/attention/kernels/multi_token_strip.cpp)
+  sigma/attention/kernels/multi_token.cpp sigma/attention/kernels/multi_token_strip.cpp sigma/moe/kernels/panels.cpp)
 target_include_directories(parsers_test PRIVATE ${CMAKE_SOURCE_DIR})
 target_compile_definitions(parsers_test PRIVATE SIGMA_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
 target_link_libraries(parsers_test PRIVATE sigma::options fmt::fmt-header-only PNG::PNG JPEG::JPEG ZLIB::ZLIB OpenSSL::Crypto

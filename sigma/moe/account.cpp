@@ -7,6 +7,8 @@
 #include <cmath>
 
 #include "sigma/base/error.h"
+#include "sigma/base/lanes.h"
+#include "sigma/moe/kernels/panels.h"
 
 namespace sigma {
 namespace {
@@ -19,6 +21,7 @@ constexpr double kIndexBytes = 8;  // pairs
 struct Rows {
   int64_t tokens = 0, room = 0;
   double used = 0, touched = 0, min = 0, max = 0;
+  double columns = 0;  // of Z: the cpu engine's panels end at a whole vector
 };
 
 Rows uniform_rows(const MoeConfig& config, int64_t T) {
@@ -33,6 +36,7 @@ Rows uniform_rows(const MoeConfig& config, int64_t T) {
   }
   rows.used = static_cast<double>(rows.room);
   rows.min = rows.max = rows.used / static_cast<double>(E);
+  rows.columns = rows.used;
   return rows;
 }
 
@@ -41,23 +45,28 @@ Rows rows_of(const MoeConfig& config, const Plan& plan) {
   SIGMA_CHECK(kUsage, E == config.num_experts, "account: expected a plan of {} experts, got {}",
               config.num_experts, E);
   const torch::Tensor counts = plan.offsets.diff();
-  return {.tokens = plan.token_offsets.size(0) - 1,
-          .room = plan.row_token.size(0),
-          .used = plan.offsets[E].item<double>(),
-          .touched = (counts > 0).sum().item<double>(),
-          .min = counts.min().item<double>(),
-          .max = counts.max().item<double>()};
+  return {
+      .tokens = plan.token_offsets.size(0) - 1,
+      .room = plan.row_token.size(0),
+      .used = plan.offsets[E].item<double>(),
+      .touched = (counts > 0).sum().item<double>(),
+      .min = counts.min().item<double>(),
+      .max = counts.max().item<double>(),
+      .columns = static_cast<double>(kernels::kLanes) *
+                 ((counts + (kernels::kLanes - 1)) / kernels::kLanes).floor().sum().item<double>()};
 }
 
-// Bytes that the tiles of all threads take, with the temporaries of experts_cpu.cpp.
-double tile_bytes(double C, double I, double E, bool gated, double max_rows, bool backward) {
-  const double forward_row = std::max(C, gated ? 2 * I : I);
-  // G, A, dA, and the terms of phi'; or G, A, dA, dZ, g A and x.
-  const double backward_row =
-      gated ? std::max(C + 9 * I, 2 * C + 4 * I) : std::max(C + 4 * I, 2 * C + 3 * I);
-  const double threads = std::min(static_cast<double>(at::get_num_threads()), E);
-  return threads * std::min(static_cast<double>(kExpertTile), max_rows) *
-         (backward ? backward_row : forward_row) * kFloatBytes;
+// Numbers of one panel a thread, with the temporaries of experts_cpu.cpp.
+double panel_numbers(int64_t C, int64_t I, int64_t E, bool gated, double max_rows, bool backward) {
+  const int64_t lanes =
+      std::min(kernels::kPanelRows, kernels::padded(static_cast<int64_t>(std::ceil(max_rows))));
+  // x or y, A and, for gates, their silu; Z is among what is saved.
+  const int64_t forward = lanes * (C + (gated ? 2 * I : I));
+  // dy or dx, A, dA, g dA, and the terms of phi' or g A; rows of x or dy in blocks; dW_out.
+  const int64_t blocks = (C + kernels::kPanelRows - 1) / kernels::kPanelRows * kernels::kPanelRows;
+  const int64_t back = lanes * (C + (gated ? 9 * I : 4 * I)) + kernels::kPanelRows * blocks + C * I;
+  return static_cast<double>(std::min<int64_t>(at::get_num_threads(), E) *
+                             (backward ? back : forward));
 }
 
 MoeAccount of_rows(const MoeConfig& config, int64_t dim, const Rows& rows,
@@ -87,7 +96,7 @@ MoeAccount of_rows(const MoeConfig& config, int64_t dim, const Rows& rows,
 
   const bool tokens_choose = config.router.kind == "token_choice";
   a.saved.x = T * C * w;
-  a.saved.z = R * halves * I * w;
+  a.saved.z = (narrow ? R : rows.columns) * halves * I * w;
   a.saved.plan = kIntBytes * (3 * R + (T + 1) + (E + 1));
   a.saved.pair_weight = kFloatBytes * R;
   if (tokens_choose && config.router.normalize) a.saved.pair_weight += kFloatBytes * (R + T);
@@ -104,15 +113,19 @@ MoeAccount of_rows(const MoeConfig& config, int64_t dim, const Rows& rows,
     forward = std::max(expert_rows, hidden + expert_rows + whole);
     backward = 2 * expert_rows + (halves + 2) * hidden + numbers + whole;  // G, dX, dA, dZ, gA
   } else {
-    const auto tiles = [&](bool back) { return tile_bytes(C, I, E, gated, rows.max, back); };
-    forward = expert_rows + numbers + std::max(whole, tiles(false));
-    backward = expert_rows + 2 * numbers + std::max(whole + 2 * numbers, tiles(true));
+    const auto panels = [&](bool back) {
+      return kFloatBytes * panel_numbers(dim, config.expert_width(dim), config.num_experts, gated,
+                                         rows.max, back);
+    };
+    const double wave = std::min(R, static_cast<double>(kWaveRows)) * C * w;
+    forward = wave + numbers + whole + panels(false);
+    backward = expert_rows + 2 * numbers + std::max(whole + 2 * numbers, panels(true));
   }
   a.forward_workspace = logits + forward;
   a.backward_workspace = whole + backward;
   if (W > 0) {  // computed after the routed experts; on the way back before them
     const double later = kFloatBytes * (a.parameters - C * W);  // gradients that are not there yet
-    a.forward_workspace = logits + std::max(forward, 3 * whole);
+    a.forward_workspace = logits + std::max(forward - a.saved.shared, 3 * whole);
     a.backward_workspace =
         whole + std::max(halves * T * W * w - later, whole + backward - a.saved.shared);
   }

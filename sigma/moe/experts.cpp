@@ -12,9 +12,9 @@ namespace sigma {
 
 using torch::Tensor;
 
-Tensor expert_activation(const Tensor& Z, const std::string& activation) {
+Tensor expert_activation(const Tensor& Z, const std::string& activation, int64_t dim) {
   if (activation != "swiglu") return activate(Z, activation);
-  const auto parts = Z.chunk(2, -1);
+  const auto parts = Z.chunk(2, dim);
   return torch::silu(parts[0]) * parts[1];
 }
 

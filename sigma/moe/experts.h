@@ -9,10 +9,10 @@
 //   dA' = W_out^T G,  dg = dA' . A + G . b_out,  dA = g dA',  dZ = phi'(Z) dA
 //   dx_t += W_in^T dZ,  dW_out += G (g A)^T,  dW_in += dZ x_t^T,  db_out += g G,  db_in += dZ
 //
-// The reference is a loop over the experts. The `cpu` engine (float32 on the CPU) multiplies tiles
-// of an expert's rows, gathered and activated in the cache; sums have a fixed order: the same bits
-// on any number of threads. `grouped_mm` (bfloat16 on a GPU): experts_grouped.h. Experts without
-// rows get exactly zero gradients from all.
+// The reference is a loop over the experts. The `cpu` engine (float32 on the CPU) multiplies panels
+// of an expert's rows, gathered and activated in the cache (kernels/panels.h); sums have a fixed
+// order: the same bits on any number of threads. `grouped_mm` (bfloat16 on a GPU):
+// experts_grouped.h. Experts without rows get exactly zero gradients from all.
 #pragma once
 
 #include <torch/types.h>
@@ -45,10 +45,11 @@ torch::Tensor experts_cpu(const torch::Tensor& x, const Experts& experts,
 /// In a backward: the fast engines have none. Errors: kUsage (a graph of the backward is wanted).
 void refuse_second_derivative(const char* engine);
 
-/// Rows of an expert that the cpu engine multiplies at once, at most.
-constexpr int64_t kExpertTile = 512;
+/// Rows whose outputs the cpu engine keeps before it adds them up: few enough for the cache.
+constexpr int64_t kWaveRows = 4096;
 
-/// phi of rows Z [n, 2I or I] -> [n, I].
-torch::Tensor expert_activation(const torch::Tensor& Z, const std::string& activation);
+/// phi of Z, which has 2I or I numbers along `dim`.
+torch::Tensor expert_activation(const torch::Tensor& Z, const std::string& activation,
+                                int64_t dim = -1);
 
 }  // namespace sigma

@@ -6,9 +6,11 @@
 #include <numeric>
 #include <vector>
 
+#include "sigma/base/lanes.h"
 #include "sigma/base/tasks.h"
 #include "sigma/moe/experts.h"
 #include "sigma/moe/kernels/combine.h"
+#include "sigma/moe/kernels/panels.h"
 
 namespace sigma {
 namespace {
@@ -17,70 +19,88 @@ using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Rows [first, last) of expert e.
-struct Tile {
-  int64_t e, first, last;
+using kernels::kPanelRows;
+
+// Rows [first, first + n) of expert e; its panels start at column `column` of Z.
+struct Panel {
+  int64_t e, first, n, column;
+  int64_t lanes() const { return kernels::padded(n); }
 };
 
-// Of one expert, as even as can be.
-std::vector<Tile> tiles_of(const int32_t* offsets, int64_t e) {
-  std::vector<Tile> tiles;
-  const int64_t first = offsets[e], rows = offsets[e + 1] - first;
-  const int64_t count = (rows + kExpertTile - 1) / kExpertTile;
-  for (int64_t i = 0; i < count; ++i)
-    tiles.push_back({e, first + rows * i / count, first + rows * (i + 1) / count});
-  return tiles;
+std::vector<Panel> panels_of(const Tensor& offsets) {
+  const int32_t* at = offsets.data_ptr<int32_t>();
+  std::vector<Panel> panels;
+  int64_t column = 0;
+  for (int64_t e = 0; e + 1 < offsets.size(0); ++e)
+    for (int64_t first = at[e]; first < at[e + 1]; first += kPanelRows) {
+      panels.push_back({e, first, std::min<int64_t>(at[e + 1] - first, kPanelRows), column});
+      column += panels.back().lanes();
+    }
+  return panels;
 }
 
-std::vector<Tile> all_tiles(const Tensor& offsets) {
-  std::vector<Tile> tiles;
-  for (int64_t e = 0; e + 1 < offsets.size(0); ++e) {
-    const auto some = tiles_of(offsets.data_ptr<int32_t>(), e);
-    tiles.insert(tiles.end(), some.begin(), some.end());
-  }
-  return tiles;
-}
-
-Tensor rows_of(const Tensor& x, const Tensor& index, const Tile& t) {
-  return x.index_select(0, index.slice(0, t.first, t.last));
-}
-
-// dZ from dA and Z.
+// dZ from dA and Z, a column a row of the plan.
 Tensor activation_grad(const Tensor& dA, const Tensor& Z, const std::string& activation) {
   if (activation == "gelu") return at::gelu_backward(dA, Z, "none");
   if (activation == "gelu_tanh") return at::gelu_backward(dA, Z, "tanh");
-  const auto parts = Z.chunk(2, 1);
-  return torch::cat({at::silu_backward(dA * parts[1], parts[0]), dA * at::silu(parts[0])}, 1);
+  const auto parts = Z.chunk(2, 0);
+  return torch::cat({at::silu_backward(dA * parts[1], parts[0]), dA * at::silu(parts[0])});
+}
+
+const float* data_or_null(const Tensor& b, int64_t e) {
+  return b.numel() == 0 ? nullptr : b.data_ptr<float>() + e * b.size(1);
+}
+
+// What the kernels see of an expert's weights; transposed: the product goes backward.
+kernels::Matrix weight_of(const Tensor& w, int64_t e, bool transposed = false) {
+  const float* p = w.data_ptr<float>() + e * w.size(1) * w.size(2);
+  return transposed ? kernels::Matrix{p, 1, w.size(2)} : kernels::Matrix{p, w.size(2), 1};
 }
 
 class Fast : public torch::autograd::Function<Fast> {
  public:
-  // Biases may be empty. `keep`: a backward may follow, which needs Z; else a tile's stays in the
+  // Biases may be empty. `keep`: a backward may follow, which needs Z; else a panel's stays in the
   // cache.
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w_in,
                         const Tensor& w_out, const Tensor& b_in, const Tensor& b_out,
                         const Tensor& pair_weight, const Plan& plan, const std::string& activation,
                         bool keep) {
-    const int64_t R = plan.row_token.size(0);
+    const int64_t R = plan.row_token.size(0), C = x.size(1), wide = w_in.size(1), I = w_out.size(2);
+    const std::vector<Panel> panels = panels_of(plan.offsets);
+    const int64_t columns = panels.empty() ? 0 : panels.back().column + panels.back().lanes();
     const Tensor g = row_weights(pair_weight, plan);
-    const Tensor Z = torch::empty({keep ? R : 0, w_in.size(1)}, x.options());
-    const Tensor Y = torch::empty({R, x.size(1)}, x.options());
-    const std::vector<Tile> tiles = all_tiles(plan.offsets);
-    run_tasks(static_cast<int64_t>(tiles.size()), [&](int64_t i) {
+    const Tensor Z = torch::empty({keep ? columns : 0, wide}, x.options());
+    const Tensor Y = torch::empty({std::min(R, kWaveRows), C}, x.options());
+    const Tensor y = torch::zeros_like(x);
+    const auto one_panel = [&](const Panel& p, float* rows) {
       const torch::NoGradGuard no_grad;
-      const Tile& t = tiles[static_cast<size_t>(i)];
-      Tensor z = keep ? Z.slice(0, t.first, t.last)
-                      : torch::empty({t.last - t.first, w_in.size(1)}, x.options());
-      at::mm_out(z, rows_of(x, plan.row_token, t), w_in[t.e].t());
-      if (b_in.numel() > 0) z.add_(b_in[t.e]);
-      Tensor y = Y.slice(0, t.first, t.last);
-      at::mm_out(y, expert_activation(z, activation), w_out[t.e].t());
-      if (b_out.numel() > 0) y.add_(b_out[t.e]);
-    });
+      const int64_t lanes = p.lanes();
+      const Tensor in = torch::empty({C, lanes}, x.options());
+      const Tensor z = keep ? Z.slice(0, p.column, p.column + lanes).view({wide, lanes})
+                            : torch::empty({wide, lanes}, x.options());
+      kernels::gather_panel(x.data_ptr<float>(), plan.row_token.data_ptr<int32_t>() + p.first, p.n,
+                            C, in.data_ptr<float>());
+      kernels::product_panel(weight_of(w_in, p.e), wide, C, in.data_ptr<float>(), lanes,
+                             data_or_null(b_in, p.e), z.data_ptr<float>());
+      const Tensor a = expert_activation(z, activation, 0);
+      kernels::product_panel(weight_of(w_out, p.e), C, I, a.data_ptr<float>(), lanes,
+                             data_or_null(b_out, p.e), in.data_ptr<float>());
+      kernels::scatter_panel(in.data_ptr<float>(), p.n, C, rows);
+    };
+    for (auto from = panels.begin(); from != panels.end();) {
+      const int64_t first = from->first;
+      const auto to = std::find_if(
+          from, panels.end(), [&](const Panel& p) { return p.first + p.n - first > kWaveRows; });
+      run_tasks(to - from, [&](int64_t i) {
+        one_panel(from[i], Y.data_ptr<float>() + (from[i].first - first) * C);
+      });
+      add_rows(Y, first, (to - 1)->first + (to - 1)->n, g, plan, y);
+      from = to;
+    }
     ctx->save_for_backward({x, w_in, w_out, b_in, b_out, pair_weight, Z, plan.offsets,
                             plan.row_token, plan.row_pair, plan.token_offsets, plan.token_rows});
     ctx->saved_data["activation"] = activation;
-    return combined(Y, g, plan, x.size(0));
+    return y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -92,13 +112,15 @@ class Fast : public torch::autograd::Function<Fast> {
     const std::string activation = ctx->saved_data["activation"].toStringRef();
     const Tensor dy = grads[0].contiguous();
     const Tensor g = row_weights(saved[5], plan);
-    const int64_t R = Z.size(0), E = w_in.size(0);
-    const Tensor dX = torch::empty({R, x.size(1)}, x.options());
+    const int64_t R = plan.row_token.size(0), E = w_in.size(0), C = x.size(1);
+    const int64_t wide = w_in.size(1), I = w_out.size(2);
+    const Tensor dX = torch::empty({R, C}, x.options());
     const Tensor dw_in = torch::zeros_like(w_in), dw_out = torch::zeros_like(w_out);
     const Tensor db_in = torch::zeros_like(b_in), db_out = torch::zeros_like(b_out);
     const Tensor dg = torch::zeros({R}, x.options());
 
-    // A task is an expert, the one with the most rows first; its tiles add up in order.
+    // A task is an expert, the one with the most rows first; its panels add up in order.
+    const std::vector<Panel> panels = panels_of(plan.offsets);
     const int32_t* at = plan.offsets.data_ptr<int32_t>();
     std::vector<int64_t> order(static_cast<size_t>(E));
     std::iota(order.begin(), order.end(), 0);
@@ -107,32 +129,55 @@ class Fast : public torch::autograd::Function<Fast> {
     run_tasks(E, [&](int64_t i) {
       const torch::NoGradGuard no_grad;
       const int64_t e = order[static_cast<size_t>(i)];
-      Tensor dw_in_e = dw_in[e], dw_out_e = dw_out[e];
-      for (const Tile& t : tiles_of(at, e)) {
-        const Tensor z = Z.slice(0, t.first, t.last);
-        const Tensor G = rows_of(dy, plan.row_token, t);
-        const Tensor weight = g.slice(0, t.first, t.last).unsqueeze(1);
-        const Tensor A = expert_activation(z, activation);
-        const Tensor dA = torch::mm(G, w_out[e]);
-        Tensor dot = (dA * A).sum(1);
+      const auto [first, last] =
+          std::equal_range(panels.begin(), panels.end(), Panel{e, 0, 0, 0},
+                           [](const Panel& a, const Panel& b) { return a.e < b.e; });
+      if (first == last) return;
+      Tensor dw_out_turned = torch::zeros({I, C}, x.options());
+      // Rows in blocks of kPanelRows columns, the last one wider than what is left.
+      const Tensor blocks =
+          torch::empty({(C + kPanelRows - 1) / kPanelRows, kPanelRows, kPanelRows}, x.options());
+      for (auto p = first; p != last; ++p) {
+        const int64_t lanes = p->lanes();
+        const int32_t* tokens = plan.row_token.data_ptr<int32_t>() + p->first;
+        const Tensor z = Z.slice(0, p->column, p->column + lanes).view({wide, lanes});
+        const Tensor weight =
+            torch::constant_pad_nd(g.slice(0, p->first, p->first + p->n), {0, lanes - p->n});
+        const Tensor G = torch::empty({C, lanes}, x.options());
+        const Tensor dA = torch::empty({I, lanes}, x.options());
+        kernels::gather_panel(dy.data_ptr<float>(), tokens, p->n, C, G.data_ptr<float>());
+        kernels::product_panel(weight_of(w_out, e, true), I, C, G.data_ptr<float>(), lanes, nullptr,
+                               dA.data_ptr<float>());
+        const Tensor A = expert_activation(z, activation, 0);
+        Tensor dot = (dA * A).sum(0);
         if (b_out.numel() > 0) {
-          dot = dot + torch::mv(G, b_out[e]);
-          db_out[e].add_((G * weight).sum(0));
+          dot = dot + torch::mv(G.t(), b_out[e]);
+          db_out[e].add_(torch::mv(G, weight));
         }
-        dg.slice(0, t.first, t.last).copy_(dot);
+        dg.slice(0, p->first, p->first + p->n).copy_(dot.slice(0, 0, p->n));
         const Tensor dZ = activation_grad(dA * weight, z, activation);
-        Tensor dx = dX.slice(0, t.first, t.last);
-        at::mm_out(dx, dZ, w_in[e]);
-        dw_out_e.addmm_(G.t(), A * weight);
-        dw_in_e.addmm_(dZ.t(), rows_of(x, plan.row_token, t));
-        if (b_in.numel() > 0) db_in[e].add_(dZ.sum(0));
+        if (b_in.numel() > 0) db_in[e].add_(dZ.sum(1));
+        // G is needed no longer: its place takes dx.
+        kernels::product_panel(weight_of(w_in, e, true), C, wide, dZ.data_ptr<float>(), lanes,
+                               nullptr, G.data_ptr<float>());
+        kernels::scatter_panel(G.data_ptr<float>(), p->n, C, dX.data_ptr<float>() + p->first * C);
+        kernels::gather_blocks(x.data_ptr<float>(), tokens, p->n, C, blocks.data_ptr<float>());
+        kernels::add_outer(dZ.data_ptr<float>(), wide, lanes, blocks.data_ptr<float>(), p->n, C,
+                           dw_in.data_ptr<float>() + e * wide * C);
+        const Tensor weighted = A * weight;
+        kernels::gather_blocks(dy.data_ptr<float>(), tokens, p->n, C, blocks.data_ptr<float>());
+        kernels::add_outer(weighted.data_ptr<float>(), I, lanes, blocks.data_ptr<float>(), p->n, C,
+                           dw_out_turned.data_ptr<float>());
       }
+      kernels::transpose(dw_out_turned.data_ptr<float>(), I, C,
+                         dw_out.data_ptr<float>() + e * C * I);
     });
     const int64_t used = at[E];
     Tensor d_pair = torch::zeros_like(saved[5]);
     d_pair.index_copy_(0, plan.row_pair.slice(0, 0, used).to(torch::kInt64), dg.slice(0, 0, used));
-    const Tensor ones = torch::ones({R}, x.options());
-    return {combined(dX, ones, plan, x.size(0)),
+    const Tensor dx = torch::zeros_like(x);
+    add_rows(dX, 0, R, torch::ones({R}, x.options()), plan, dx);
+    return {dx,
             dw_in,
             dw_out,
             b_in.numel() > 0 ? db_in : Tensor(),
@@ -149,14 +194,15 @@ class Fast : public torch::autograd::Function<Fast> {
     if (pair_weight.size(0) == 0) return pair_weight;
     return pair_weight.index_select(0, plan.row_pair.clamp_min(0).to(torch::kInt64));
   }
-  static Tensor combined(const Tensor& rows, const Tensor& weight, const Plan& plan, int64_t T) {
-    const Tensor y = torch::empty({T, rows.size(1)}, rows.options());
-    at::parallel_for(0, T, 64, [&](int64_t first, int64_t last) {
-      kernels::combine_rows(
-          rows.data_ptr<float>(), weight.data_ptr<float>(), plan.token_offsets.data_ptr<int32_t>(),
-          plan.token_rows.data_ptr<int32_t>(), rows.size(1), first, last, y.data_ptr<float>());
+  // Rows [first, last) of the plan to their tokens' places in y.
+  static void add_rows(const Tensor& rows, int64_t first, int64_t last, const Tensor& weight,
+                       const Plan& plan, const Tensor& y) {
+    at::parallel_for(0, y.size(0), 64, [&](int64_t from, int64_t to) {
+      kernels::combine_rows(rows.data_ptr<float>(), first, last, weight.data_ptr<float>(),
+                            plan.token_offsets.data_ptr<int32_t>(),
+                            plan.token_rows.data_ptr<int32_t>(), y.size(1), from, to,
+                            y.data_ptr<float>());
     });
-    return y;
   }
 };
 

@@ -129,7 +129,7 @@ TEST(Account, ParametersAndOperationsAreTheLayers) {
 
 TEST(Account, BytesAreTheAllocators) {
   const int threads = at::get_num_threads();
-  at::set_num_threads(1);  // tiles of several threads need not be at their highest together
+  at::set_num_threads(1);  // panels of several threads need not be at their highest together
   for (const Case& c : cases()) {
     MixtureOfExperts moe(c.C, c.config);
     initialize(moe, 1);
@@ -173,8 +173,9 @@ TEST(Account, RowsOfAPlan) {
   EXPECT_EQ(a.max_rows, 3);
   EXPECT_EQ(a.mean_rows, 1.25);
   EXPECT_DOUBLE_EQ(a.max_violation, 3 / 1.25 - 1);
-  // A dropped pair has room and no work; an expert without rows is not read.
-  EXPECT_EQ(a.saved.z, 6 * 16 * 4);
+  // A dropped pair has room and no work; an expert without rows is not read; others' last panels have
+  // 16 columns.
+  EXPECT_EQ(a.saved.z, 3 * 16 * 16 * 4);
   EXPECT_EQ(a.forward_flops, 6 * 5 * 8 * 8 + 2 * 3 * 8 * 4);
   EXPECT_EQ(a.weight_bytes - a.touched_weight_bytes, 3 * 8 * 8 * 4);
   double bytes = 0;

@@ -6,24 +6,11 @@
 #include <cstdint>
 #include <type_traits>
 
-#pragma STDC FP_CONTRACT ON
-// Vectors are passed between inlined functions only: no call has an ABI.
-#pragma GCC diagnostic ignored "-Wpsabi"
+#include "sigma/base/lanes.h"
 
 namespace sigma::kernels {
 
-constexpr int64_t kLanes = 16;  // columns of a register tile: every width is a multiple
-constexpr int kTile = 6;        // rows of a register tile
-
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
-typedef int32_t LanesInt __attribute__((vector_size(kLanes * sizeof(float))));
-typedef Lanes LanesInMemory __attribute__((aligned(4)));
-
-/// n up to the next multiple of kLanes.
-inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
-
-#define SIGMA_INLINED __attribute__((always_inline))
-#define SIGMA_INLINE inline SIGMA_INLINED
+constexpr int kTile = 6;  // rows of a register tile; its columns are kLanes, every width a multiple
 
 /// exp(x) to about 1 ulp; 0 below -87.
 SIGMA_INLINE Lanes exp_lanes(Lanes x) {
@@ -43,9 +30,6 @@ SIGMA_INLINE Lanes exp_lanes(Lanes x) {
   const LanesInt power = (std::bit_cast<LanesInt>(shifted) - 0x4B400000 + 127) << 23;
   return x < low ? Lanes{} : p * std::bit_cast<Lanes>(power);
 }
-
-SIGMA_INLINE Lanes load_lanes(const float* p) { return *reinterpret_cast<const LanesInMemory*>(p); }
-SIGMA_INLINE void store_lanes(float* p, Lanes x) { *reinterpret_cast<LanesInMemory*>(p) = x; }
 
 SIGMA_INLINE float max_of(const float* p, int64_t width) {
   Lanes top = load_lanes(p);
@@ -103,8 +87,6 @@ SIGMA_INLINE void gemm(int64_t rows, int64_t depth, int64_t width, A left, B rig
     });
   }
 }
-
-SIGMA_INLINE void add_lanes(float* to, Lanes x) { store_lanes(to, load_lanes(to) + x); }
 
 /// C[r] = A[r] B: A rows given by pointers, B [depth, width], C [rows, stride].
 SIGMA_INLINE void gemm_nn(int64_t rows, const float* const* A, int64_t depth, const float* B,
