@@ -115,7 +115,7 @@ class Fast : public torch::autograd::Function<Fast> {
     const int64_t R = plan.row_token.size(0), E = w_in.size(0), C = x.size(1);
     const int64_t wide = w_in.size(1), I = w_out.size(2);
     const Tensor dX = torch::empty({R, C}, x.options());
-    const Tensor dw_in = torch::zeros_like(w_in), dw_out = torch::zeros_like(w_out);
+    const Tensor dw_in = torch::empty_like(w_in), dw_out = torch::empty_like(w_out);
     const Tensor db_in = torch::zeros_like(b_in), db_out = torch::zeros_like(b_out);
     const Tensor dg = torch::zeros({R}, x.options());
 
@@ -132,8 +132,12 @@ class Fast : public torch::autograd::Function<Fast> {
       const auto [first, last] =
           std::equal_range(panels.begin(), panels.end(), Panel{e, 0, 0, 0},
                            [](const Panel& a, const Panel& b) { return a.e < b.e; });
-      if (first == last) return;
-      Tensor dw_out_turned = torch::zeros({I, C}, x.options());
+      if (first == last) {
+        dw_in[e].zero_();
+        dw_out[e].zero_();
+        return;
+      }
+      const Tensor dw_out_turned = torch::empty({I, C}, x.options());
       // Rows in blocks of kPanelRows columns, the last one wider than what is left.
       const Tensor blocks =
           torch::empty({(C + kPanelRows - 1) / kPanelRows, kPanelRows, kPanelRows}, x.options());
@@ -162,12 +166,12 @@ class Fast : public torch::autograd::Function<Fast> {
                                nullptr, G.data_ptr<float>());
         kernels::scatter_panel(G.data_ptr<float>(), p->n, C, dX.data_ptr<float>() + p->first * C);
         kernels::gather_blocks(x.data_ptr<float>(), tokens, p->n, C, blocks.data_ptr<float>());
-        kernels::add_outer(dZ.data_ptr<float>(), wide, lanes, blocks.data_ptr<float>(), p->n, C,
-                           dw_in.data_ptr<float>() + e * wide * C);
+        kernels::outer(dZ.data_ptr<float>(), wide, lanes, blocks.data_ptr<float>(), p->n, C,
+                       p != first, dw_in.data_ptr<float>() + e * wide * C);
         const Tensor weighted = A * weight;
         kernels::gather_blocks(dy.data_ptr<float>(), tokens, p->n, C, blocks.data_ptr<float>());
-        kernels::add_outer(weighted.data_ptr<float>(), I, lanes, blocks.data_ptr<float>(), p->n, C,
-                           dw_out_turned.data_ptr<float>());
+        kernels::outer(weighted.data_ptr<float>(), I, lanes, blocks.data_ptr<float>(), p->n, C,
+                       p != first, dw_out_turned.data_ptr<float>());
       }
       kernels::transpose(dw_out_turned.data_ptr<float>(), I, C,
                          dw_out.data_ptr<float>() + e * C * I);

@@ -78,14 +78,16 @@ TEST_P(Panels, AreTheProductsTheyStandFor) {
   Floats blocks(static_cast<size_t>(blocks_wide * n * kPanelRows), kPoison);
   gather_blocks(x.data(), row.data(), n, C, blocks.data());
   const Floats grad = whole_numbers(wide * lanes), before = whole_numbers(wide * C);
-  Floats sum = before;
-  add_outer(grad.data(), wide, lanes, blocks.data(), n, C, sum.data());
-  for (int64_t r = 0; r < wide; ++r)
-    for (int64_t c = 0; c < C; ++c) {
-      float expected = at(before, C, r, c);
-      for (int64_t i = 0; i < n; ++i) expected += at(grad, lanes, r, i) * x_of(i, c);
-      ASSERT_EQ(at(sum, C, r, c), expected);
-    }
+  for (const bool add : {false, true}) {
+    Floats sum = add ? before : Floats(before.size(), kPoison);
+    outer(grad.data(), wide, lanes, blocks.data(), n, C, add, sum.data());
+    for (int64_t r = 0; r < wide; ++r)
+      for (int64_t c = 0; c < C; ++c) {
+        float expected = add ? at(before, C, r, c) : 0.0f;
+        for (int64_t i = 0; i < n; ++i) expected += at(grad, lanes, r, i) * x_of(i, c);
+        ASSERT_EQ(at(sum, C, r, c), expected);
+      }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Panels, ::testing::Range(0, 60));

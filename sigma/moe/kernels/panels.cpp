@@ -173,16 +173,20 @@ SIGMA_MULTIVERSION void product_panel(const Matrix& left, int64_t rows, int64_t 
   else columns<Start::kZero>(left, rows, depth, panel, lanes, vectors, out, out, lanes);
 }
 
-SIGMA_MULTIVERSION void add_outer(const float* panel, int64_t rows, int64_t lanes,
-                                  const float* blocks, int64_t n, int64_t width, float* sum) {
+SIGMA_MULTIVERSION void outer(const float* panel, int64_t rows, int64_t lanes, const float* blocks,
+                              int64_t n, int64_t width, bool add, float* sum) {
+  const Matrix left = {panel, lanes, 1};
   for (int64_t c = 0; c < width; c += kPanelRows) {
     const float* block = blocks + c * n;
     const int64_t here = std::min(width - c, kPanelRows), whole = here / kLanes;
-    columns<Start::kSum>({panel, lanes, 1}, rows, n, block, kPanelRows, whole, sum, sum + c, width);
+    if (add) columns<Start::kSum>(left, rows, n, block, kPanelRows, whole, sum, sum + c, width);
+    else columns<Start::kZero>(left, rows, n, block, kPanelRows, whole, sum, sum + c, width);
     for (int64_t j = whole * kLanes; j < here; ++j)
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t i = 0; i < n; ++i)
-          sum[r * width + c + j] += panel[r * lanes + i] * block[i * kPanelRows + j];
+      for (int64_t r = 0; r < rows; ++r) {
+        float total = add ? sum[r * width + c + j] : 0.0f;
+        for (int64_t i = 0; i < n; ++i) total += panel[r * lanes + i] * block[i * kPanelRows + j];
+        sum[r * width + c + j] = total;
+      }
   }
 }
 

@@ -32,9 +32,9 @@ void scatter_panel(const float* panel, int64_t n, int64_t width, float* rows);
 void product_panel(const Matrix& left, int64_t rows, int64_t depth, const float* panel,
                    int64_t lanes, const float* bias, float* out);
 
-/// sum [rows, width] += panel [rows, lanes] times the n rows in blocks.
-void add_outer(const float* panel, int64_t rows, int64_t lanes, const float* blocks, int64_t n,
-               int64_t width, float* sum);
+/// sum [rows, width] = panel [rows, lanes] times the n rows in blocks, + sum if `add`.
+void outer(const float* panel, int64_t rows, int64_t lanes, const float* blocks, int64_t n,
+           int64_t width, bool add, float* sum);
 
 /// out [columns, rows] = in [rows, columns].
 void transpose(const float* in, int64_t rows, int64_t columns, float* out);
