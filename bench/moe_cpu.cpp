@@ -21,7 +21,7 @@ using namespace sigma::bench;
 using torch::Tensor;
 
 constexpr int kThreads = 2;
-constexpr int kRepeats = 5;
+constexpr int kRepeats = 9;
 
 struct Case {
   int64_t T, C, I, E, K;
