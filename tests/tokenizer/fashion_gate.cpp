@@ -36,6 +36,7 @@ const std::vector<Gate> kGates = {
 bool passes(const Gate& gate) {
   const Scratch scratch;
   std::vector<std::string> set = gate.set;
+  set.push_back("train.batch=128");
   set.push_back("train.images=38400");
   train(load_run_config(SIGMA_SOURCE_DIR "/recipes/fashion/" + gate.recipe + ".toml", set),
         {.run = scratch.path("run"), .quiet = true});
