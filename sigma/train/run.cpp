@@ -39,6 +39,24 @@ void mark_nonfinite(Json& node, const std::string& prefix, Json& names) {
   }
 }
 
+Json log_line(const std::string& event, Json fields) {
+  Json line = {{"t", now()}, {"event", event}};
+  Json names = Json::array();
+  mark_nonfinite(fields, "", names);
+  line.update(fields);
+  if (!names.empty()) line["nonfinite"] = names;
+  return line;
+}
+
+// {"losses": {"imm": 1}} -> losses/imm.
+void write_scalars(const Json& node, const std::string& prefix, int64_t step, EventFile& out) {
+  for (const auto& [key, value] : node.items()) {
+    if (value.is_object()) write_scalars(value, prefix + key + "/", step, out);
+    else if (value.is_number()) out.scalar(prefix + key, value.get<double>(), step);
+    else if (value.is_null()) out.scalar(prefix + key, std::nan(""), step);
+  }
+}
+
 }  // namespace
 
 Run::Run(std::filesystem::path folder, RunConfig& config) : folder_(std::move(folder)) {
@@ -103,17 +121,47 @@ void Run::commit(const RunConfig& config, const std::string& data_sha256,
 
 void Run::log(const std::string& event, Json fields) {
   if (!log_) log_ = std::make_unique<LineFile>(folder_ / "log.jsonl");
-  Json line = {{"t", now()}, {"event", event}};
-  Json names = Json::array();
-  mark_nonfinite(fields, "", names);
-  line.update(fields);
-  if (!names.empty()) line["nonfinite"] = names;
+  const Json line = log_line(event, std::move(fields));
   log_->append(line.dump());
+  follow(event, line);
+}
+
+void Run::follow(const std::string& event, const Json& line) {
+  if (event == "start" || event == "resume") {
+    const auto step = line.at("step").get<int64_t>();
+    events_ = std::make_unique<EventFile>(folder_ / "events");
+    if (existed_) events_->session_start(step);
+    events_->text("config", "```toml\n" + read_file(folder_ / "config.toml") + "```\n", step + 1);
+  }
+  if (!events_) return;
+  if (event == "step") {
+    Json scalars = line;
+    for (const char* key : {"t", "event", "step"}) scalars.erase(key);
+    write_scalars(scalars, "", line.at("step").get<int64_t>(), *events_);
+  } else {
+    events_->flush();
+  }
+}
+
+void Run::log_picture(const Image& image, int64_t step) {
+  const std::string png = encode_png(image);
+  const std::string file = fmt::format("samples/step-{:07}.png", step);
+  std::error_code error;
+  std::filesystem::create_directories(folder_ / "samples", error);
+  SIGMA_CHECK(kIo, !error, "{}: cannot be created: {}", (folder_ / "samples").string(),
+              error.message());
+  write_file_atomic(folder_ / file, png);
+  if (events_) events_->image("samples", png, image.height, image.width, image.channels, step);
+  log("sample", {{"step", step}, {"file", file}});
 }
 
 void Run::warn(const std::string& message) {
   fmt::print(stderr, "warning: {}\n", message);
   log("warning", {{"message", message}});
+}
+
+void append_to_log(const std::filesystem::path& run, const std::string& event, Json fields) {
+  LineFile(run / "log.jsonl").append(log_line(event, std::move(fields)).dump());
 }
 
 std::filesystem::path find_run(const std::string& name) {

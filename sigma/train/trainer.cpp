@@ -85,12 +85,20 @@ class Trainer {
       optimizer.load(checkpoint.open("optimizer"));
       step = checkpoint.step();
     }
-    run_.log(resuming ? "resume" : "start", {{"step", step},
-                                             {"images_seen", step * config_.train.batch},
-                                             {"version", version()},
-                                             {"git", commit_hash()},
-                                             {"device", config_.train.device},
-                                             {"threads", at::get_num_threads()}});
+    run_.log(resuming ? "resume" : "start",
+             {{"step", step},
+              {"images_seen", step * config_.train.batch},
+              {"version", version()},
+              {"git", commit_hash()},
+              {"device", config_.train.device},
+              {"threads", at::get_num_threads()},
+              {"parameters", count_parameters(bundle_.task->module())},
+              {"flops_per_image", bundle_.task->flops()},
+              {"data",
+               {{"description", bundle_.data->info().description},
+                {"count", bundle_.data->size()},
+                {"shape", bundle_.data->info().sample_shape},
+                {"sha256", bundle_.image_sha256.empty() ? hash : bundle_.image_sha256}}}});
     return loop(step);
   }
 
@@ -147,6 +155,7 @@ class Trainer {
         check_finite(finite, step);
         if (step == total_) finish();
         result.checkpoint = save(result);
+        if (signal == 0) picture(step);
       }
       if (stop && step < total_) {
         result.signal = signal;
@@ -219,6 +228,14 @@ class Trainer {
     ema_->swap();
     bundle_.task->finish();
     ema_->swap();
+  }
+
+  // What the averaged weights of a checkpoint make.
+  void picture(int64_t step) {
+    ema_->swap();
+    const std::optional<Image> image = bundle_.task->picture();
+    ema_->swap();
+    if (image) run_.log_picture(*image, step);
   }
 
   std::filesystem::path save(const TrainResult& at) {
