@@ -7,6 +7,7 @@
 #include "sigma/base/progress.h"
 #include "sigma/cli/cli.h"
 #include "sigma/cli/eval_models.h"
+#include "sigma/cli/eval_record.h"
 #include "sigma/cli/tokenizer_metrics.h"
 #include "sigma/data/dataset.h"
 #include "sigma/io/checkpoint.h"
@@ -203,8 +204,8 @@ CommandResult run_eval(const EvalCommand& command, const GlobalOptions& global) 
   SIGMA_CHECK(kUsage, command.batch >= 1 && command.count >= 0 && command.count != 1,
               "--count and --batch: expected at least 2 and 1");
   CommandResult out;
-  if (task == "tokenizer") return eval_tokenizer(command, global, run);
-  if (task == "classifier") return eval_classifier(command, global, run);
+  if (task == "tokenizer") return recorded(eval_tokenizer(command, global, run));
+  if (task == "classifier") return recorded(eval_classifier(command, global, run));
   GeneratorEvaluation evaluation(command, global);
   const Json rows = evaluation.run();
   out.result = {{"run", run.string()},
@@ -214,7 +215,7 @@ CommandResult run_eval(const EvalCommand& command, const GlobalOptions& global) 
                 {"seed", command.seed},
                 {"rows", rows}};
   out.text = table_of(rows);
-  return out;
+  return recorded(std::move(out));
 }
 
 }  // namespace sigma

@@ -2,6 +2,8 @@
 
 #include <torch/types.h>
 
+#include <cmath>
+
 #include "sigma/base/error.h"
 #include "sigma/io/checkpoint.h"
 #include "sigma/metrics/feature_net.h"
@@ -74,11 +76,20 @@ CommandResult eval_classifier(const EvalCommand& command, const GlobalOptions& g
   const Images test = read_split(loaded.config.data, "test", command.count);
   const auto result = extract(net, test.data, loaded.device);
   const double accuracy = accuracy_of(result.logits, test.labels);
+  const MetricResult metric{.name = "accuracy",
+                            .value = accuracy,
+                            .extractor = "",
+                            .extractor_sha256 = "",
+                            .reference = test.name,
+                            .n_reference = test.labels.numel(),
+                            .n_samples = test.labels.numel(),
+                            .floor = std::nan("")};
   CommandResult out;
   out.result = {{"run", run.string()},
                 {"step", loaded.checkpoint.step()},
-                {"accuracy", accuracy},
-                {"n_samples", test.labels.numel()}};
+                {"weights_sha256", loaded.checkpoint.file_sha256("ema-main")},
+                {"ema", "main"},
+                {"metrics", Json::array({metric.to_json()})}};
   out.text = fmt::format("accuracy  {:.4f}  ({} images of {})\n", accuracy, test.labels.numel(),
                          test.name);
   if (command.write_asset.empty()) return out;

@@ -16,7 +16,26 @@ Json MetricResult::to_json() const {
           {"n_samples", n_samples}, {"floor", floor}};
 }
 
-void check_comparable(const MetricResult& a, const MetricResult& b) {
+MetricResult MetricResult::from_json(const Json& json) {
+  const auto number = [&](const char* key) {
+    return json.at(key).is_null() ? std::nan("") : json.at(key).get<double>();
+  };
+  try {
+    return {.name = json.at("name").get<std::string>(),
+            .value = number("value"),
+            .extractor = json.at("extractor").get<std::string>(),
+            .extractor_sha256 = json.at("extractor_sha256").get<std::string>(),
+            .reference = json.at("reference").get<std::string>(),
+            .n_reference = json.at("n_reference").get<int64_t>(),
+            .n_samples = json.at("n_samples").get<int64_t>(),
+            .floor = number("floor")};
+  } catch (const Json::exception& error) {
+    fail(ErrorKind::kData, "metric: expected the fields that eval writes, got {} ({})", json.dump(),
+         error.what());
+  }
+}
+
+std::string incomparable(const MetricResult& a, const MetricResult& b) {
   std::vector<std::string> differences;
   const auto compare = [&](const char* what, const auto& left, const auto& right) {
     if (left != right) differences.push_back(fmt::format("{}: {} and {}", what, left, right));
@@ -27,8 +46,7 @@ void check_comparable(const MetricResult& a, const MetricResult& b) {
   compare("reference", a.reference, b.reference);
   compare("n_reference", a.n_reference, b.n_reference);
   compare("n_samples", a.n_samples, b.n_samples);
-  SIGMA_CHECK(kUsage, differences.empty(), "metrics are not comparable: {}",
-              fmt::join(differences, "; "));
+  return fmt::format("{}", fmt::join(differences, "; "));
 }
 
 void MetricsConfig::visit(ConfigVisitor& v) {
