@@ -65,6 +65,19 @@ struct EvalCommand {
 };
 CommandResult run_eval(const EvalCommand& command, const GlobalOptions& global);
 
+struct ReportCommand {
+  std::string run;
+  std::string out;  // FILE.html; empty: RUN/report.html; -: stdout
+};
+CommandResult run_report(const ReportCommand& command);
+
+struct CompareCommand {
+  std::vector<std::string> runs;
+  std::string at = "images";  // images | flops | seconds: what the runs must have cost alike
+  std::string html;           // FILE.html; empty: none
+};
+CommandResult run_compare(const CompareCommand& command, const GlobalOptions& global);
+
 CommandResult run_config_show(const std::string& what, const std::vector<std::string>& set);
 CommandResult run_config_check(const std::string& recipe, const std::vector<std::string>& set);
 CommandResult run_config_keys(const std::string& filter);

@@ -51,6 +51,8 @@ Commands::Commands(CLI::App& app, int argc, char** argv) {
   add_train(app, argc, argv);
   add_sample(app);
   add_eval(app);
+  add_report(app);
+  add_compare(app);
   add_tokenize(app);
   add_config(app);
   add_data(app);

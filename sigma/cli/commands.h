@@ -29,6 +29,9 @@ class Commands {
   // commands_tokenizer.cpp
   void add_tokenize(CLI::App& app);
   void add_inspect_reconstruction(CLI::App& inspect);
+  // commands_report.cpp
+  void add_report(CLI::App& app);
+  void add_compare(CLI::App& app);
 
   GlobalOptions global_;
   TrainCommand train_;
@@ -39,6 +42,8 @@ class Commands {
   InspectReconstructionCommand reconstruction_;
   TokenizeCommand tokenize_;
   DetokenizeCommand detokenize_;
+  ReportCommand report_;
+  CompareCommand compare_;
   std::string what_;
   std::string other_;
   std::vector<std::string> set_;
