@@ -1,7 +1,5 @@
 // `sigma compare --html`: the tables, the curves of all runs in one plot each, and grids of the
 // same noise and labels.
-#include <algorithm>
-
 #include "sigma/base/error.h"
 #include "sigma/cli/compare.h"
 #include "sigma/cli/html.h"
@@ -14,22 +12,10 @@ namespace sigma {
 namespace {
 
 std::string curves(const Comparison& c) {
-  std::vector<std::string> names;  // in at least two runs, losses first
-  for (const ComparedRun& run : c.runs) {
-    for (const std::string& name : run.log.names()) {
-      const auto has = [&](const ComparedRun& other) {
-        const auto all = other.log.names();
-        return std::find(all.begin(), all.end(), name) != all.end();
-      };
-      if (std::find(names.begin(), names.end(), name) == names.end() &&
-          std::count_if(c.runs.begin(), c.runs.end(), has) > 1)
-        names.push_back(name);
-    }
-  }
-  std::stable_partition(names.begin(), names.end(),
-                        [](const std::string& name) { return name.starts_with("loss"); });
+  std::vector<const RunLog*> logs;
+  for (const ComparedRun& run : c.runs) logs.push_back(&run.log);
   std::string out;
-  for (const std::string& name : names) {
+  for (const std::string& name : curve_names(logs)) {
     std::vector<Series> series;
     for (const ComparedRun& run : c.runs) series.push_back(curve_of(run.log, name, c.at, run.name));
     out += SvgPlot{.title = name, .x_label = c.at, .series = series, .log_y = wants_log(series)}
@@ -45,7 +31,7 @@ std::string grid_of(const ComparedRun& run, const std::string& device) {
     const SamplerConfig& sampler = g.config.generator.sampler;
     return html_picture(
         encode_png(grid),
-        fmt::format("{}: step {}, {} steps, guidance {}, averaged weights {}", run.name, g.step,
+        fmt::format("{}: at step {}; steps {}, guidance {}, averaged weights {}", run.name, g.step,
                     sampler.steps, sampler.guidance.scale, g.weights_sha256.substr(0, 12)));
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::kCheckpoint) throw;

@@ -17,6 +17,11 @@ std::string cost_text(double cost, const std::string& at) {
   return at == "seconds" ? fmt::format("{:.1f}", cost) : fmt::format("{:.0f}", cost);
 }
 
+const char* unit(const std::string& at) {
+  if (at == "flops") return "FLOP";
+  return at == "seconds" ? " s" : " images";
+}
+
 std::string setting_of(const ComparedRun& run, const char* key) {
   const auto found = run.settings.find(key);
   return found == run.settings.end() ? "-" : found->second;
@@ -86,7 +91,7 @@ Json to_json(const Comparison& c) {
 
 TextTable runs_table(const Comparison& c) {
   TextTable out = {{"run", "seed", "steps", "images", "FLOP", "time",
-                    fmt::format("loss at {} {}", cost_text(c.common_cost, c.at), c.at)}};
+                    fmt::format("loss at {}{}", cost_text(c.common_cost, c.at), unit(c.at))}};
   for (size_t i = 0; i < c.runs.size(); ++i) {
     const Cost end = c.runs[i].log.end();
     out.push_back({c.runs[i].name, setting_of(c.runs[i], "train.seed"), std::to_string(end.step),
@@ -121,11 +126,14 @@ TextTable metrics_table(const Comparison& c) {
       const Spread& spread = row.groups[g];
       if (spread.count == 0) continue;
       double cost = 0;
+      std::string names;
       for (const size_t i : c.groups[g].runs) {
-        if (row.runs[i]) cost += cost_of(row.runs[i]->cost, c.at);
+        if (!row.runs[i]) continue;
+        cost += cost_of(row.runs[i]->cost, c.at);
+        names += (names.empty() ? "" : ", ") + c.runs[i].name;
       }
       cost /= static_cast<double>(spread.count);
-      out.push_back({row.metric, row.setting, cost_text(cost, c.at), c.groups[g].name,
+      out.push_back({row.metric, row.setting, cost_text(cost, c.at), names,
                      number_text(spread.mean), number_text(spread.deviation),
                      std::to_string(spread.count),
                      row.ranks[g] > 0 ? std::to_string(row.ranks[g]) : "-"});

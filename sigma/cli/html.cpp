@@ -24,9 +24,10 @@ p { margin: .5rem 0; max-width: 46rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0;
   border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; white-space: nowrap; }
-td { overflow-wrap: anywhere; min-width: 3.5rem; }
-.n { text-align: right; white-space: nowrap; }
+th, td { white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; }
+td.wide { white-space: normal; min-width: 16rem; max-width: 32rem; overflow-wrap: anywhere; }
+.n { text-align: right; }
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .25rem 1rem;
   margin: .5rem 0; font-size: .95rem; }
 dt { color: var(--soft); }
@@ -113,14 +114,17 @@ std::string html_section(const std::string& heading, const std::string& html) {
 }
 
 std::string html_table(const std::vector<std::vector<std::string>>& rows) {
+  constexpr size_t kWide = 40;  // longer text may break into lines
   const std::vector<bool> numeric = numeric_columns(rows);
   std::string out = "<div class=\"scroll\"><table>\n";
   for (size_t r = 0; r < rows.size(); ++r) {
     const char* tag = r == 0 ? "th" : "td";
     out += "<tr>";
     for (size_t c = 0; c < rows[r].size(); ++c) {
-      out += fmt::format("<{0}{1}>{2}</{0}>", tag, numeric.at(c) ? " class=\"n\"" : "",
-                         escape_html(rows[r][c]));
+      const char* look = numeric.at(c)                        ? " class=\"n\""
+                         : r > 0 && rows[r][c].size() > kWide ? " class=\"wide\""
+                                                              : "";
+      out += fmt::format("<{0}{1}>{2}</{0}>", tag, look, escape_html(rows[r][c]));
     }
     out += "</tr>\n";
   }

@@ -74,14 +74,8 @@ std::string summary(const Source& run) {
 }
 
 std::string curves(const RunLog& log) {
-  std::vector<std::string> names = log.names();
-  // One loss alone is the loss.
-  const auto is_part = [](const std::string& name) { return name.starts_with("losses/"); };
-  if (std::count_if(names.begin(), names.end(), is_part) == 1) std::erase_if(names, is_part);
-  std::stable_partition(names.begin(), names.end(),
-                        [](const std::string& name) { return name.starts_with("loss"); });
   std::string out;
-  for (const std::string& name : names) {
+  for (const std::string& name : curve_names({&log})) {
     const std::vector<Series> series = {curve_of(log, name, "images", name)};
     out += SvgPlot{.title = name, .x_label = "images", .series = series, .log_y = wants_log(series)}
                .html();
@@ -146,6 +140,11 @@ std::string metrics(const RunLog& log) {
                                        m.version};
     if (std::find(sources.begin(), sources.end(), source) == sources.end())
       sources.push_back(std::move(source));
+  }
+  const bool notes = std::any_of(table.begin() + 1, table.end(),
+                                 [](const auto& row) { return !row.back().empty(); });
+  if (!notes) {
+    for (auto& row : table) row.pop_back();
   }
   return html_table(table) + html_details("Where these numbers come from", html_table(sources));
 }

@@ -1,7 +1,9 @@
 #include "sigma/cli/report_parts.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
+#include <map>
 
 #include "sigma/base/error.h"
 #include "sigma/cli/html.h"
@@ -52,6 +54,30 @@ std::string record_text(std::string_view png, const std::string& name) {
   return out;
 }
 
+// "step-0000123" -> 123: a grid that training wrote; -1: another name.
+int64_t step_of(const std::string& stem) {
+  constexpr std::string_view kPrefix = "step-";
+  if (!stem.starts_with(kPrefix)) return -1;
+  int64_t step = -1;
+  const char* last = stem.data() + stem.size();
+  const auto [end, error] = std::from_chars(stem.data() + kPrefix.size(), last, step);
+  return error == std::errc() && end == last ? step : -1;
+}
+
+std::string caption_of(const fs::path& file, const fs::path& run, const std::string& png) {
+  const std::string name = file.stem().string();
+  if (const int64_t step = step_of(name); step >= 0)
+    return fmt::format("step {}: averaged weights, the run's own sampler", step);
+  const std::string where = fs::relative(file, run).string();
+  try {
+    const std::string record = record_text(png, file.string());
+    return record.empty() ? where : where + ": " + record;
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kData) throw;
+    return where + ": its record is damaged";
+  }
+}
+
 }  // namespace
 
 std::string run_name(const fs::path& run) { return fs::weakly_canonical(run).filename().string(); }
@@ -63,6 +89,25 @@ std::string number_text(double value) {
 double cost_of(const Cost& cost, const std::string& at) {
   if (at == "flops") return cost.flops;
   return at == "seconds" ? cost.seconds : cost.images;
+}
+
+std::vector<std::string> curve_names(const std::vector<const RunLog*>& logs) {
+  std::map<std::string, size_t> counts;
+  for (const RunLog* log : logs) {
+    for (const std::string& name : log->names()) ++counts[name];
+  }
+  std::vector<std::string> names;
+  for (const auto& [name, count] : counts) {
+    if (count >= std::min<size_t>(logs.size(), 2)) names.push_back(name);
+  }
+  const auto is_part = [](const std::string& name) { return name.starts_with("losses/"); };
+  if (std::count_if(names.begin(), names.end(), is_part) == 1) std::erase_if(names, is_part);
+  const auto place = [](const std::string& name) {
+    return name.starts_with("loss") ? 0 : name == "lr" || name == "images_per_s" ? 2 : 1;
+  };
+  std::stable_sort(names.begin(), names.end(),
+                   [&](const std::string& a, const std::string& b) { return place(a) < place(b); });
+  return names;
 }
 
 Series curve_of(const RunLog& log, const std::string& value, const std::string& at,
@@ -81,22 +126,14 @@ std::string pictures_of(const fs::path& run) {
   std::vector<fs::path> files = png_files(run);
   std::vector<fs::path> of_training;
   for (const fs::path& file : png_files(run / "samples")) {
-    if (file.filename().string().starts_with("step-")) of_training.push_back(file);
+    if (step_of(file.stem().string()) >= 0) of_training.push_back(file);
     else files.push_back(file);
   }
   for (const fs::path& file : thinned(of_training, 6)) files.push_back(file);
   std::string out;
   for (const fs::path& file : files) {
     const std::string png = read_file(file);
-    std::string caption = fs::relative(file, run).string();
-    try {
-      const std::string record = record_text(png, file.string());
-      if (!record.empty()) caption += ": " + record;
-    } catch (const Error& error) {
-      if (error.kind() != ErrorKind::kData) throw;
-      caption += ": its record is damaged";
-    }
-    out += html_picture(png, caption);
+    out += html_picture(png, caption_of(file, run, png));
   }
   return out.empty() ? "" : "<div class=\"grid\">\n" + out + "</div>\n";
 }

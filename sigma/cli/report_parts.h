@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "sigma/cli/svg_plot.h"
 #include "sigma/train/run_log.h"
@@ -17,6 +18,10 @@ std::string number_text(double value);
 
 /// images | flops | seconds of a cost.
 double cost_of(const Cost& cost, const std::string& at);
+
+/// What is worth a plot: the values in one log, or in at least two of several; losses first, rates
+/// last. One part of the loss alone is the loss.
+std::vector<std::string> curve_names(const std::vector<const RunLog*>& logs);
 
 /// A value of the log over the cost.
 Series curve_of(const RunLog& log, const std::string& value, const std::string& at,

@@ -64,6 +64,7 @@ Axis make_axis(const std::vector<Series>& series, bool of_x, bool log_x, bool lo
     if (high - low <= 1e-9 * size) margin = size == 0 ? 1 : size * 0.1;
     low -= margin;
     high += margin;
+    if (of_x && low > 0 && low < high / 4) low = 0;  // a course from its start
   }
   Axis axis{.low = low, .high = high, .log = log};
   axis.from = of_x ? kLeft : kHeight - kBottom;
