@@ -129,8 +129,9 @@ void Run::log(const std::string& event, Json fields) {
 void Run::follow(const std::string& event, const Json& line) {
   if (event == "start" || event == "resume") {
     const auto step = line.at("step").get<int64_t>();
+    const bool again = std::filesystem::exists(folder_ / "events");
     events_ = std::make_unique<EventFile>(folder_ / "events");
-    if (existed_) events_->session_start(step);
+    if (again) events_->session_start(step);
     events_->text("config", "```toml\n" + read_file(folder_ / "config.toml") + "```\n", step + 1);
   }
   if (!events_) return;

@@ -128,6 +128,12 @@ TEST_F(Reports, ComparisonsRankOnlyWhatIsComparable) {
   EXPECT_EQ(flops.at("common"), flops.at("runs").at(0).at("flops"));
   EXPECT_CONTAINS(flops.at("metrics").at(0).at("not_comparable").get<std::string>(), "flops: ");
   EXPECT_GT(compare({"a", "b", "--at", "seconds"}).at("common"), 0);
+
+  // A log that cannot be written costs no result.
+  fs::remove(p.folder / "runs/wide/log.jsonl");
+  fs::create_directory(p.folder / "runs/wide/log.jsonl");
+  EXPECT_EQ(eval("runs/wide").at("rows").at(1).at("metrics").at(0).at("value"), value[2]);
+  EXPECT_CONTAINS(read_file(p.folder / "stderr"), "warning: the result is not in the run's log");
 }
 
 TEST_F(Reports, TrainingWritesWhatTensorBoardReads) {
