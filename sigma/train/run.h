@@ -8,6 +8,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -33,6 +34,8 @@ class Run {
   /// Appends {"t": seconds, "event": event, fields...}; non-finite numbers become null and are
   /// named in "nonfinite".
   void log(const std::string& event, Json fields);
+  /// From now on `see` is given each line of the log too.
+  void on_log(std::function<void(const std::string&)> see) { on_log_ = std::move(see); }
   /// To stderr and to the log.
   void warn(const std::string& message);
   /// Writes config.toml and run.json once all that could refuse the run has been checked.
@@ -48,6 +51,7 @@ class Run {
   bool existed_ = false;
   std::unique_ptr<FileLock> lock_;
   std::unique_ptr<LineFile> log_;
+  std::function<void(const std::string&)> on_log_;
   std::unique_ptr<CheckpointStore> checkpoints_;
 };
 
