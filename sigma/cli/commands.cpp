@@ -86,6 +86,20 @@ std::string Commands::refused_name() const {
   return out;
 }
 
+Error Commands::refusal(const std::string& what) const {
+  const std::string name = refused_name();
+  const std::string see = fmt::format("see sigma {}-h", name.empty() ? "" : name + " ");
+  std::vector<std::string> commands;
+  for (const CLI::App* sub : last_parsed().get_subcommands([](const CLI::App*) { return true; }))
+    commands.push_back(sub->get_name());
+  const std::vector<std::string> rest = last_parsed().remaining();
+  if (commands.empty() || rest.empty()) return {ErrorKind::kUsage, what, see};
+  const std::string near = did_you_mean(rest[0], commands);
+  return {ErrorKind::kUsage,
+          fmt::format("{}: expected one of {}", rest[0], fmt::join(commands, ", ")),
+          near.empty() ? see : fmt::format("did you mean {}?", near)};
+}
+
 std::string Commands::help(bool full) const {
   CLI::App& app = last_parsed();
   if (full) {
@@ -97,7 +111,10 @@ std::string Commands::help(bool full) const {
     for (CLI::Option* option : app.get_options())
       if (option->get_group() == kGlobalGroup) option->group("");  // hidden
   }
-  return app.help();
+  std::string before;
+  for (const CLI::App* parent = app.get_parent(); parent; parent = parent->get_parent())
+    before = parent->get_name() + (before.empty() ? "" : " ") + before;
+  return app.help(before);
 }
 
 Commands::Commands(CLI::App& app, int argc, char** argv) : root_(app) {

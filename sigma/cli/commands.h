@@ -5,6 +5,7 @@
 #include <map>
 #include <string>
 
+#include "sigma/base/error.h"
 #include "sigma/cli/cli.h"
 
 namespace sigma {
@@ -16,8 +17,10 @@ class Commands {
   CommandResult run() const;
   const std::string& name() const { return name_; }
   const GlobalOptions& global() const { return global_; }
-  /// The last subcommand on a command line that was refused, or "".
+  /// The subcommands of a command line that was refused, "config show", or "".
   std::string refused_name() const;
+  /// Why, `what` being what the parser says; a word that is no command with the nearest that is.
+  Error refusal(const std::string& what) const;
   /// -h: usage and options; --help: examples first, and all. Of that subcommand.
   std::string help(bool full) const;
 

@@ -38,7 +38,7 @@ Failure describe(const std::exception& error) {
   constexpr int kDevice = static_cast<int>(ErrorKind::kDevice);
   if (dynamic_cast<const std::bad_alloc*>(&error) ||
       dynamic_cast<const c10::OutOfMemoryError*>(&error) ||
-      text.find("not enough memory") != std::string::npos) {
+      text.find("DefaultCPUAllocator") != std::string::npos) {
     return {"device", kDevice, "out of memory: " + first_line,
             "halve train.micro_batch (--set train.micro_batch=N); the results stay the same but "
             "for rounding"};
@@ -115,13 +115,14 @@ int main_checked(int argc, char** argv) {
   } catch (const CLI::CallForAllHelp&) {
     return main_help(commands, /*full=*/true);
   } catch (const CLI::ParseError& error) {
-    const std::string name = commands.refused_name();
-    return report({"usage", static_cast<int>(ErrorKind::kUsage), error.what(),
-                   fmt::format("see sigma {}-h", name.empty() ? "" : name + " ")},
-                  name, options_of_refused(commands, argc, argv));
+    return report(describe(commands.refusal(error.what())), commands.refused_name(),
+                  options_of_refused(commands, argc, argv));
   }
   const auto start = std::chrono::steady_clock::now();
-  if (global.verbose) print_note(run_version().text);
+  if (global.verbose) {
+    const std::string build = run_version().text;
+    print_note(build.substr(0, build.size() - 1));  // its own line end
+  }
   int exit_code = 0;
   try {
     const CommandResult result = commands.run();

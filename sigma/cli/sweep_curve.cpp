@@ -9,8 +9,8 @@
 namespace sigma {
 namespace {
 
-constexpr int64_t kHeight = 300, kWidth = 420;
-constexpr int64_t kLeft = 70, kRight = 20, kTop = 40, kBottom = 50;
+constexpr int64_t kHeight = 300, kWidth = 400;  // and the names to the right
+constexpr int64_t kLeft = 70, kTop = 40, kBottom = 50, kSpace = 12;
 constexpr int64_t kDot = 5;
 constexpr Color kInk{60, 60, 60};
 constexpr Color kRule{220, 220, 220};
@@ -54,8 +54,10 @@ Image draw_curves(const std::string& title, const std::string& x_title,
   const double low = std::floor(y_range.low / step) * step;
   const double high = std::max(std::ceil(y_range.high / step) * step, low + step);
 
-  Image out = white_image(kHeight, kWidth, 3);
-  const int64_t right = kWidth - kRight, bottom = kHeight - kBottom;
+  int64_t names = 0;
+  for (const Curve& curve : curves) names = std::max(names, text_width(curve.name));
+  Image out = white_image(kHeight, kWidth + kSpace + names + kSpace, 3);
+  const int64_t right = kWidth, bottom = kHeight - kBottom;
   const auto x_at = [&](int64_t value) {
     if (x_range.high <= x_range.low) return (kLeft + right) / 2;
     const double share =
@@ -93,8 +95,8 @@ Image draw_curves(const std::string& title, const std::string& x_title,
         draw_line(out, x_at(x[i - 1]), y_at(curve.middle[i - 1]), x_at(x[i]), y_at(curve.middle[i]),
                   color, 2);
     }
-    draw_text(out, curve.name, right - text_width(curve.name),
-              kTop + static_cast<int64_t>(c) * (text_height() + 4), 2, color);
+    draw_text(out, curve.name, right + kSpace, kTop + static_cast<int64_t>(c) * (text_height() + 4),
+              2, color);
   }
   return out;
 }

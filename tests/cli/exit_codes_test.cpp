@@ -66,10 +66,10 @@ TEST_F(ExitCodes, FourWithoutACheckpointThatVerifies) {
 }
 
 TEST_F(ExitCodes, FiveOutOfMemory) {
-  // Weights of 12 GiB within an address space of 8.
-  EXPECT_EQ(train({"--set", "generator.trunk.hidden_size=32768"},
+  // Weights of 40 GiB within an address space of 16: refused before any is touched.
+  EXPECT_EQ(train({"--set", "generator.trunk.hidden_size=8192", "--set", "generator.trunk.depth=8"},
                   [] {
-                    const rlimit limit = {.rlim_cur = 8ull << 30, .rlim_max = 8ull << 30};
+                    const rlimit limit = {.rlim_cur = 16ull << 30, .rlim_max = 16ull << 30};
                     setrlimit(RLIMIT_AS, &limit);
                   }),
             5)

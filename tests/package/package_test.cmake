@@ -15,8 +15,12 @@ endfunction()
 run(${CMAKE_COMMAND} --install "${BUILD}" --prefix "${scratch}/prefix")
 # The installed files must do without the tree: an example is copied away from it.
 file(COPY "${SOURCE}/examples" DESTINATION "${scratch}")
+find_program(ccache ccache)
+if(NOT ccache)
+  set(ccache "")
+endif()
 run(${CMAKE_COMMAND} -G Ninja -S "${scratch}/examples" -B "${scratch}/build" "-DCMAKE_CXX_COMPILER=${COMPILER}"
-  "-DCMAKE_CXX_COMPILER_LAUNCHER=${LAUNCHER}" "-DCMAKE_PREFIX_PATH=${scratch}/prefix")
+  "-DCMAKE_CXX_COMPILER_LAUNCHER=${ccache}" "-DCMAKE_PREFIX_PATH=${scratch}/prefix")
 run(${CMAKE_COMMAND} --build "${scratch}/build" --target use_op)
 run("${scratch}/build/use_op")
 if(NOT out MATCHES "max .out - dense. [0-9.]+e-")
