@@ -66,6 +66,7 @@ Tensor crop_padding(const Tensor& images, int64_t pad) {
 
 CommandResult eval_classifier(const EvalCommand& command, const GlobalOptions& global,
                               const std::filesystem::path& run) {
+  if (!command.write_asset.empty()) check_output(command.write_asset, global);
   const Loaded loaded = load(run, global);
   const SafetensorsFile weights = loaded.checkpoint.open("ema-main");
   const std::vector<int64_t> shape = image_shape_of(weights);
@@ -93,6 +94,11 @@ CommandResult eval_classifier(const EvalCommand& command, const GlobalOptions& g
   out.text = fmt::format("accuracy  {:.4f}  ({} images of {})\n", accuracy, test.labels.numel(),
                          test.name);
   if (command.write_asset.empty()) return out;
+  if (global.dry_run) {
+    out.result["would_write"] = command.write_asset;
+    out.text += fmt::format("would write {}\n", command.write_asset);
+    return out;
+  }
 
   const Images train = read_split(loaded.config.data, "train", 0);
   const FeatureStatistics reference =

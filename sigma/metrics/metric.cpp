@@ -1,5 +1,7 @@
 #include "sigma/metrics/metric.h"
 
+#include <dlfcn.h>
+
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -64,6 +66,11 @@ std::string find_asset(const std::string& name) {
     folders.push_back(program / "assets");
     folders.push_back(program.parent_path() / "assets");
   }
+  // Installed: PREFIX/lib/libsigma.so, PREFIX/share/sigma/assets.
+  Dl_info library{};
+  if (dladdr(reinterpret_cast<const void*>(&find_asset), &library) != 0 && library.dli_fname)
+    folders.push_back(fs::path(library.dli_fname).parent_path().parent_path() /
+                      "share/sigma/assets");
 #ifdef SIGMA_SOURCE_ASSETS
   folders.emplace_back(SIGMA_SOURCE_ASSETS);
 #endif

@@ -4,11 +4,11 @@
 
 #include <chrono>
 #include <cmath>
-#include <cstdio>
 #include <map>
 #include <sstream>
 
 #include "sigma/base/error.h"
+#include "sigma/base/progress.h"
 #include "sigma/base/version.h"
 
 namespace sigma {
@@ -123,6 +123,7 @@ void Run::log(const std::string& event, Json fields) {
   if (!log_) log_ = std::make_unique<LineFile>(folder_ / "log.jsonl");
   const Json line = log_line(event, std::move(fields));
   log_->append(line.dump());
+  if (on_log_) on_log_(line.dump());
   follow(event, line);
 }
 
@@ -157,7 +158,7 @@ void Run::log_picture(const Image& image, int64_t step) {
 }
 
 void Run::warn(const std::string& message) {
-  fmt::print(stderr, "warning: {}\n", message);
+  print_note("warning: " + message);
   log("warning", {{"message", message}});
 }
 
@@ -178,7 +179,7 @@ Checkpoint newest_checkpoint(const std::filesystem::path& run) {
   const Json info = Json::parse(read_file(run / "run.json"));
   const CheckpointStore store(
       run / "checkpoints", info.at("run_id").get<std::string>(),
-      [](const std::string& message) { fmt::print(stderr, "warning: {}\n", message); });
+      [](const std::string& message) { print_note("warning: " + message); });
   Checkpoint checkpoint;
   SIGMA_CHECK(kCheckpoint, store.latest(checkpoint), "{}: expected a checkpoint, found none",
               run.string());

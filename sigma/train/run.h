@@ -9,6 +9,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,6 +40,8 @@ class Run {
   void log(const std::string& event, Json fields);
   /// To samples/step-NNNNNNN.png, to the log and to events/. Errors: kIo.
   void log_picture(const Image& image, int64_t step);
+  /// From now on `see` is given each line of the log too.
+  void on_log(std::function<void(const std::string&)> see) { on_log_ = std::move(see); }
   /// To stderr and to the log.
   void warn(const std::string& message);
   /// Writes config.toml and run.json once all that could refuse the run has been checked.
@@ -56,6 +59,7 @@ class Run {
   std::unique_ptr<FileLock> lock_;
   std::unique_ptr<LineFile> log_;
   std::unique_ptr<EventFile> events_;
+  std::function<void(const std::string&)> on_log_;
   std::unique_ptr<CheckpointStore> checkpoints_;
 };
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "sigma/base/error.h"
+#include "sigma/base/progress.h"
 #include "sigma/data/latents.h"
 #include "sigma/io/files.h"
 #include "sigma/metrics/feature_net.h"
@@ -74,7 +75,7 @@ std::unique_ptr<Dataset> latents_of(const Dataset& data, const std::string& data
                                       fmt::format("{}-{}.safetensors", data_sha256.substr(0, 16),
                                                   tokenizer.weights_sha256.substr(0, 16));
   if (!std::filesystem::exists(cache)) {
-    fmt::print(stderr, "encoding {} images into {}\n", data.size(), cache.string());
+    print_note(fmt::format("encoding {} images into {}", data.size(), cache.string()));
     const torch::NoGradGuard no_grad;
     std::vector<Tensor> latents;
     Tensor labels = torch::empty({data.size()}, torch::kInt64);

@@ -12,6 +12,7 @@
 #include "sigma/base/version.h"
 #include "sigma/data/loader.h"
 #include "sigma/train/averages.h"
+#include "sigma/train/deterministic.h"
 #include "sigma/train/ema.h"
 #include "sigma/train/finite.h"
 #include "sigma/train/optimizer.h"
@@ -30,15 +31,6 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Equal bits whatever was computed before: no atomics, and no NaN filling of fresh memory, which
-// would only cost time.
-void use_deterministic_kernels() {
-  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
-  at::globalContext().setDeterministicFillUninitializedMemory(false);
-  at::globalContext().setDeterministicCuDNN(true);
-  at::globalContext().setBenchmarkCuDNN(false);
-}
-
 class Trainer {
  public:
   Trainer(RunConfig& config, const TrainOptions& options)
@@ -48,6 +40,7 @@ class Trainer {
         progress_(config.log.interval, options.quiet) {
     resolve(config_);
     use_deterministic_kernels();
+    run_.on_log(options.on_log);
   }
 
   TrainResult train() {
