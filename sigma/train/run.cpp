@@ -55,6 +55,17 @@ Run::Run(std::filesystem::path folder, RunConfig& config) : folder_(std::move(fo
   }
   lock_ = std::make_unique<FileLock>(folder_ / "lock");
   if (existed_) {
+    const Json run = Json::parse(read_file(folder_ / "run.json"));
+    id_ = run.at("run_id").get<std::string>();
+    data_sha256_ = run.at("data_sha256").get<std::string>();
+  }
+  checkpoints_ = std::make_unique<CheckpointStore>(
+      folder_ / "checkpoints", id_, [this](const std::string& message) { warn(message); });
+  if (existed_ && checkpoints_->steps().empty()) {
+    existed_ = false;
+    data_sha256_.clear();
+  }
+  if (existed_) {
     RunConfig stored = load_config_toml(config_file);
     if (config.train.compute_dtype == "auto")
       config.train.compute_dtype = stored.train.compute_dtype;
@@ -77,12 +88,7 @@ Run::Run(std::filesystem::path folder, RunConfig& config) : folder_(std::move(fo
           fmt::format("{} is a run of another configuration:{}", folder_.string(), differences),
           "name another folder with --run, or give the run's own settings");
     }
-    const Json run = Json::parse(read_file(folder_ / "run.json"));
-    id_ = run.at("run_id").get<std::string>();
-    data_sha256_ = run.at("data_sha256").get<std::string>();
   }
-  checkpoints_ = std::make_unique<CheckpointStore>(
-      folder_ / "checkpoints", id_, [this](const std::string& message) { warn(message); });
 }
 
 void Run::commit(const RunConfig& config, const std::string& data_sha256,
