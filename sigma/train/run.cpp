@@ -103,7 +103,8 @@ void Run::commit(const RunConfig& config, const std::string& data_sha256,
               {"config_sha256", config_hash(visit_of(copy))},
               {"data_sha256", data_sha256},
               {"argv", argv}};
-  write_file_atomic(folder_ / "run.json", run.dump(2) + "\n");
+  write_file_atomic(folder_ / "run.json",
+                    run.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   write_file_atomic(folder_ / "config.toml", to_toml(write_config(visit_of(copy))));
 }
 
@@ -114,7 +115,8 @@ void Run::log(const std::string& event, Json fields) {
   mark_nonfinite(fields, "", names);
   line.update(fields);
   if (!names.empty()) line["nonfinite"] = names;
-  log_->append(line.dump());
+  // A file's name need not be UTF-8.
+  log_->append(line.dump(-1, ' ', false, Json::error_handler_t::replace));
 }
 
 void Run::warn(const std::string& message) {
