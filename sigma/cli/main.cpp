@@ -1,5 +1,4 @@
 // The program: parses, calls one function, prints, and maps every error to its exit code.
-#include <c10/util/Exception.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -7,10 +6,10 @@
 #include <chrono>
 #include <csignal>
 #include <filesystem>
-#include <new>
 #include <string_view>
 
 #include "sigma/base/error.h"
+#include "sigma/base/memory.h"
 #include "sigma/base/progress.h"
 #include "sigma/cli/cli.h"
 #include "sigma/cli/commands.h"
@@ -36,12 +35,9 @@ Failure describe(const std::exception& error) {
   const std::string text = error.what();
   const std::string first_line = text.substr(0, text.find('\n'));
   constexpr int kDevice = static_cast<int>(ErrorKind::kDevice);
-  if (dynamic_cast<const std::bad_alloc*>(&error) ||
-      dynamic_cast<const c10::OutOfMemoryError*>(&error) ||
-      text.find("DefaultCPUAllocator") != std::string::npos) {
-    return {"device", kDevice, "out of memory: " + first_line,
-            "halve train.micro_batch (--set train.micro_batch=N); the results stay the same but "
-            "for rounding"};
+  if (is_out_of_memory(error)) {  // in a training step: see the trainer
+    return {"device", kDevice, "out of memory: " + allocation_request(error),
+            "fewer images at once help: --batch, or --set train.micro_batch=N"};
   }
   if (text.find("CUDA error") != std::string::npos) return {"device", kDevice, first_line, ""};
   if (dynamic_cast<const std::filesystem::filesystem_error*>(&error)) {

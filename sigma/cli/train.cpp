@@ -67,6 +67,7 @@ CommandResult run_train(const TrainCommand& command, const GlobalOptions& global
   out.result = {{"run", run.string()},
                 {"step", r.step},
                 {"images_seen", r.images_seen},
+                {"skipped", r.skipped},
                 {"loss", r.loss},
                 {"seconds", r.seconds},
                 {"images_per_s", r.images_per_second},

@@ -48,6 +48,11 @@ Json log_line(const std::string& event, Json fields) {
   return line;
 }
 
+// A file's name need not be UTF-8.
+std::string text_of(const Json& line) {
+  return line.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 // {"losses": {"imm": 1}} -> losses/imm.
 void write_scalars(const Json& node, const std::string& prefix, int64_t step, EventFile& out) {
   for (const auto& [key, value] : node.items()) {
@@ -73,6 +78,17 @@ Run::Run(std::filesystem::path folder, RunConfig& config) : folder_(std::move(fo
   }
   lock_ = std::make_unique<FileLock>(folder_ / "lock");
   if (existed_) {
+    const Json run = Json::parse(read_file(folder_ / "run.json"));
+    id_ = run.at("run_id").get<std::string>();
+    data_sha256_ = run.at("data_sha256").get<std::string>();
+  }
+  checkpoints_ = std::make_unique<CheckpointStore>(
+      folder_ / "checkpoints", id_, [this](const std::string& message) { warn(message); });
+  if (existed_ && checkpoints_->steps().empty()) {
+    existed_ = false;
+    data_sha256_.clear();
+  }
+  if (existed_) {
     RunConfig stored = load_config_toml(config_file);
     if (config.train.compute_dtype == "auto")
       config.train.compute_dtype = stored.train.compute_dtype;
@@ -95,12 +111,7 @@ Run::Run(std::filesystem::path folder, RunConfig& config) : folder_(std::move(fo
           fmt::format("{} is a run of another configuration:{}", folder_.string(), differences),
           "name another folder with --run, or give the run's own settings");
     }
-    const Json run = Json::parse(read_file(folder_ / "run.json"));
-    id_ = run.at("run_id").get<std::string>();
-    data_sha256_ = run.at("data_sha256").get<std::string>();
   }
-  checkpoints_ = std::make_unique<CheckpointStore>(
-      folder_ / "checkpoints", id_, [this](const std::string& message) { warn(message); });
 }
 
 void Run::commit(const RunConfig& config, const std::string& data_sha256,
@@ -115,15 +126,17 @@ void Run::commit(const RunConfig& config, const std::string& data_sha256,
               {"config_sha256", config_hash(visit_of(copy))},
               {"data_sha256", data_sha256},
               {"argv", argv}};
-  write_file_atomic(folder_ / "run.json", run.dump(2) + "\n");
+  write_file_atomic(folder_ / "run.json",
+                    run.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   write_file_atomic(folder_ / "config.toml", to_toml(write_config(visit_of(copy))));
 }
 
 void Run::log(const std::string& event, Json fields) {
   if (!log_) log_ = std::make_unique<LineFile>(folder_ / "log.jsonl");
   const Json line = log_line(event, std::move(fields));
-  log_->append(line.dump());
-  if (on_log_) on_log_(line.dump());
+  const std::string text = text_of(line);
+  log_->append(text);
+  if (on_log_) on_log_(text);
   follow(event, line);
 }
 
@@ -163,7 +176,7 @@ void Run::warn(const std::string& message) {
 }
 
 void append_to_log(const std::filesystem::path& run, const std::string& event, Json fields) {
-  LineFile(run / "log.jsonl").append(log_line(event, std::move(fields)).dump());
+  LineFile(run / "log.jsonl").append(text_of(log_line(event, std::move(fields))));
 }
 
 std::filesystem::path find_run(const std::string& name) {

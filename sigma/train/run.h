@@ -26,8 +26,9 @@ namespace sigma {
 class Run {
  public:
   /// Opens `folder` for training: creates it, or checks that its identity agrees with `config`
-  /// (which then takes the run's resolved "auto" values). Holds the lock. Errors: kUsage (another
-  /// configuration, naming the keys), kIo (locked).
+  /// (which then takes the run's resolved "auto" values). A run without a checkpoint has nothing to
+  /// lose: it takes any configuration. Holds the lock. Errors: kUsage (another configuration,
+  /// naming the keys), kIo (locked).
   Run(std::filesystem::path folder, RunConfig& config);
 
   const std::filesystem::path& folder() const { return folder_; }

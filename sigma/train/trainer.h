@@ -1,7 +1,11 @@
 // The training loop: data, losses, optimizer, average, checkpoints, log, signals.
 //
 // A step takes train.batch images in micro-batches; the run ends after ceil(images / batch) steps.
-// Not supported: more than one GPU, activation checkpointing, skipping a non-finite step.
+// A step whose loss or gradient is not finite changes no weight, moment, average or statistic: it
+// ends the run (kNonFinite), or is passed over (train.on_nonfinite = skip; more than
+// train.max_skips of them in a row, since the start of the process, end the run).
+//
+// Not supported: more than one GPU, activation checkpointing.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +30,8 @@ struct TrainOptions {
 struct TrainResult {
   int64_t step = 0;
   int64_t images_seen = 0;
-  double loss = 0;  // mean over the last logged interval
+  int64_t skipped = 0;  // steps passed over by this process
+  double loss = 0;      // mean over the last logged interval
   double images_per_second = 0;
   double seconds = 0;
   bool already_done = false;
