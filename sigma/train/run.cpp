@@ -4,11 +4,11 @@
 
 #include <chrono>
 #include <cmath>
-#include <cstdio>
 #include <map>
 #include <sstream>
 
 #include "sigma/base/error.h"
+#include "sigma/base/progress.h"
 #include "sigma/base/version.h"
 
 namespace sigma {
@@ -36,6 +36,29 @@ void mark_nonfinite(Json& node, const std::string& prefix, Json& names) {
       value = nullptr;
       names.push_back(prefix + key);
     }
+  }
+}
+
+Json log_line(const std::string& event, Json fields) {
+  Json line = {{"t", now()}, {"event", event}};
+  Json names = Json::array();
+  mark_nonfinite(fields, "", names);
+  line.update(fields);
+  if (!names.empty()) line["nonfinite"] = names;
+  return line;
+}
+
+// A file's name need not be UTF-8.
+std::string text_of(const Json& line) {
+  return line.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+// {"losses": {"imm": 1}} -> losses/imm.
+void write_scalars(const Json& node, const std::string& prefix, int64_t step, EventFile& out) {
+  for (const auto& [key, value] : node.items()) {
+    if (value.is_object()) write_scalars(value, prefix + key + "/", step, out);
+    else if (value.is_number()) out.scalar(prefix + key, value.get<double>(), step);
+    else if (value.is_null()) out.scalar(prefix + key, std::nan(""), step);
   }
 }
 
@@ -110,18 +133,50 @@ void Run::commit(const RunConfig& config, const std::string& data_sha256,
 
 void Run::log(const std::string& event, Json fields) {
   if (!log_) log_ = std::make_unique<LineFile>(folder_ / "log.jsonl");
-  Json line = {{"t", now()}, {"event", event}};
-  Json names = Json::array();
-  mark_nonfinite(fields, "", names);
-  line.update(fields);
-  if (!names.empty()) line["nonfinite"] = names;
-  // A file's name need not be UTF-8.
-  log_->append(line.dump(-1, ' ', false, Json::error_handler_t::replace));
+  const Json line = log_line(event, std::move(fields));
+  const std::string text = text_of(line);
+  log_->append(text);
+  if (on_log_) on_log_(text);
+  follow(event, line);
+}
+
+void Run::follow(const std::string& event, const Json& line) {
+  if (event == "start" || event == "resume") {
+    const auto step = line.at("step").get<int64_t>();
+    const bool again = std::filesystem::exists(folder_ / "events");
+    events_ = std::make_unique<EventFile>(folder_ / "events");
+    if (again) events_->session_start(step);
+    events_->text("config", "```toml\n" + read_file(folder_ / "config.toml") + "```\n", step + 1);
+  }
+  if (!events_) return;
+  if (event == "step") {
+    Json scalars = line;
+    for (const char* key : {"t", "event", "step"}) scalars.erase(key);
+    write_scalars(scalars, "", line.at("step").get<int64_t>(), *events_);
+  } else {
+    events_->flush();
+  }
+}
+
+void Run::log_picture(const Image& image, int64_t step) {
+  const std::string png = encode_png(image);
+  const std::string file = fmt::format("samples/step-{:07}.png", step);
+  std::error_code error;
+  std::filesystem::create_directories(folder_ / "samples", error);
+  SIGMA_CHECK(kIo, !error, "{}: cannot be created: {}", (folder_ / "samples").string(),
+              error.message());
+  write_file_atomic(folder_ / file, png);
+  if (events_) events_->image("samples", png, image.height, image.width, image.channels, step);
+  log("sample", {{"step", step}, {"file", file}});
 }
 
 void Run::warn(const std::string& message) {
-  fmt::print(stderr, "warning: {}\n", message);
+  print_note("warning: " + message);
   log("warning", {{"message", message}});
+}
+
+void append_to_log(const std::filesystem::path& run, const std::string& event, Json fields) {
+  LineFile(run / "log.jsonl").append(text_of(log_line(event, std::move(fields))));
 }
 
 std::filesystem::path find_run(const std::string& name) {
@@ -137,7 +192,7 @@ Checkpoint newest_checkpoint(const std::filesystem::path& run) {
   const Json info = Json::parse(read_file(run / "run.json"));
   const CheckpointStore store(
       run / "checkpoints", info.at("run_id").get<std::string>(),
-      [](const std::string& message) { fmt::print(stderr, "warning: {}\n", message); });
+      [](const std::string& message) { print_note("warning: " + message); });
   Checkpoint checkpoint;
   SIGMA_CHECK(kCheckpoint, store.latest(checkpoint), "{}: expected a checkpoint, found none",
               run.string());

@@ -4,6 +4,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,8 @@ class Task {
   /// Rows of parameters that the step replaced (codes that restart), for the optimizer to forget
   /// their moments: name -> bool [rows].
   virtual std::map<std::string, torch::Tensor> replaced_rows() const { return {}; }
+  /// A grid of what the model makes now, to be watched while it trains; empty: nothing to show.
+  virtual std::optional<Image> picture() { return std::nullopt; }
   /// Called once before the last checkpoint, with the averaged weights in place.
   virtual void finish() {}
   /// Files that belong to the run beside its checkpoints, written once at its start.
@@ -39,6 +42,7 @@ class Task {
 struct TaskBundle {
   std::unique_ptr<Dataset> data;
   std::vector<int64_t> image_shape;  // [C,Y,X] of the images behind the data
+  std::string image_sha256;          // latents: the hash of those images; else empty
   std::unique_ptr<Task> task;
 };
 /// `config` must be resolved. Errors: kUsage, kData.

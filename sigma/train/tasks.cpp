@@ -4,10 +4,12 @@
 #include <cmath>
 
 #include "sigma/base/error.h"
+#include "sigma/base/progress.h"
 #include "sigma/data/latents.h"
 #include "sigma/io/files.h"
 #include "sigma/metrics/feature_net.h"
 #include "sigma/train/generator_model.h"
+#include "sigma/train/sample_grid.h"
 #include "sigma/train/task.h"
 
 namespace sigma {
@@ -33,7 +35,8 @@ Tensor stack_images(const Dataset& data, int64_t first, int64_t count) {
 
 class GeneratorTask : public Task {
  public:
-  GeneratorTask(std::unique_ptr<GeneratorModel> model) : model_(std::move(model)) {}
+  GeneratorTask(std::unique_ptr<GeneratorModel> model, torch::ScalarType dtype)
+      : model_(std::move(model)), dtype_(dtype) {}
   torch::nn::Module& module() override { return model_->network(); }
   int64_t group_size() const override { return model_->objective().needs().group_size; }
   double flops() const override {
@@ -52,24 +55,27 @@ class GeneratorTask : public Task {
                                     context);
   }
 
+  std::optional<Image> picture() override { return sample_grid(*model_, dtype_); }
+
   void write_assets(const std::filesystem::path& run) const override {
     if (model_->tokenizer()) copy_tokenizer(*model_->tokenizer(), run / "tokenizer");
   }
 
  private:
   std::unique_ptr<GeneratorModel> model_;
+  torch::ScalarType dtype_;
 };
 
 // The latents of `data` under `tokenizer`, from the cache beside the tokenizer's run or encoded
 // now.
-std::unique_ptr<Dataset> latents_of(const Dataset& data, const LoadedTokenizer& tokenizer,
-                                    torch::Device device, torch::ScalarType dtype) {
-  const std::string data_sha256 = data_hash(data);
+std::unique_ptr<Dataset> latents_of(const Dataset& data, const std::string& data_sha256,
+                                    const LoadedTokenizer& tokenizer, torch::Device device,
+                                    torch::ScalarType dtype) {
   const std::filesystem::path cache = tokenizer.folder / "latents" /
                                       fmt::format("{}-{}.safetensors", data_sha256.substr(0, 16),
                                                   tokenizer.weights_sha256.substr(0, 16));
   if (!std::filesystem::exists(cache)) {
-    fmt::print(stderr, "encoding {} images into {}\n", data.size(), cache.string());
+    print_note(fmt::format("encoding {} images into {}", data.size(), cache.string()));
     const torch::NoGradGuard no_grad;
     std::vector<Tensor> latents;
     Tensor labels = torch::empty({data.size()}, torch::kInt64);
@@ -111,9 +117,12 @@ TaskBundle make_generator(const RunConfig& config) {
         to_float(stack_images(*bundle.data, 0, std::min(kStatisticsImages, bundle.data->size())));
     model->set_pixel_statistics(images.mean().item<double>(), images.std().item<double>());
   }
-  if (tokenizer)
-    bundle.data = latents_of(*bundle.data, *tokenizer, device, compute_dtype_of(config.train));
-  bundle.task = std::make_unique<GeneratorTask>(std::move(model));
+  if (tokenizer) {
+    bundle.image_sha256 = data_hash(*bundle.data);
+    bundle.data = latents_of(*bundle.data, bundle.image_sha256, *tokenizer, device,
+                             compute_dtype_of(config.train));
+  }
+  bundle.task = std::make_unique<GeneratorTask>(std::move(model), compute_dtype_of(config.train));
   return bundle;
 }
 

@@ -13,6 +13,7 @@
 #include "sigma/base/version.h"
 #include "sigma/data/loader.h"
 #include "sigma/train/averages.h"
+#include "sigma/train/deterministic.h"
 #include "sigma/train/ema.h"
 #include "sigma/train/optimizer.h"
 #include "sigma/train/run.h"
@@ -33,15 +34,6 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Equal bits whatever was computed before: no atomics, and no NaN filling of fresh memory, which
-// would only cost time.
-void use_deterministic_kernels() {
-  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
-  at::globalContext().setDeterministicFillUninitializedMemory(false);
-  at::globalContext().setDeterministicCuDNN(true);
-  at::globalContext().setBenchmarkCuDNN(false);
-}
-
 class Trainer {
  public:
   Trainer(RunConfig& config, const TrainOptions& options)
@@ -51,6 +43,7 @@ class Trainer {
         progress_(config.log.interval, options.quiet) {
     resolve(config_);
     use_deterministic_kernels();
+    run_.on_log(options.on_log);
   }
 
   TrainResult train() {
@@ -88,12 +81,20 @@ class Trainer {
       optimizer.load(checkpoint.open("optimizer"));
       step = checkpoint.step();
     }
-    run_.log(resuming ? "resume" : "start", {{"step", step},
-                                             {"images_seen", step * config_.train.batch},
-                                             {"version", version()},
-                                             {"git", commit_hash()},
-                                             {"device", config_.train.device},
-                                             {"threads", at::get_num_threads()}});
+    run_.log(resuming ? "resume" : "start",
+             {{"step", step},
+              {"images_seen", step * config_.train.batch},
+              {"version", version()},
+              {"git", commit_hash()},
+              {"device", config_.train.device},
+              {"threads", at::get_num_threads()},
+              {"parameters", count_parameters(bundle_.task->module())},
+              {"flops_per_image", bundle_.task->flops()},
+              {"data",
+               {{"description", bundle_.data->info().description},
+                {"count", bundle_.data->size()},
+                {"shape", bundle_.data->info().sample_shape},
+                {"sha256", bundle_.image_sha256.empty() ? hash : bundle_.image_sha256}}}});
     try {
       return loop(step);
     } catch (const std::exception& error) {
@@ -158,6 +159,7 @@ class Trainer {
         guard.check(step);
         if (step == total_) finish();
         result.checkpoint = save(result);
+        if (signal == 0) picture(step);
       }
       if (stop && step < total_) {
         result.signal = signal;
@@ -230,6 +232,14 @@ class Trainer {
     ema_->swap();
     bundle_.task->finish();
     ema_->swap();
+  }
+
+  // What the averaged weights of a checkpoint make.
+  void picture(int64_t step) {
+    ema_->swap();
+    const std::optional<Image> image = bundle_.task->picture();
+    ema_->swap();
+    if (image) run_.log_picture(*image, step);
   }
 
   std::filesystem::path save(const TrainResult& at) {

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@ struct TrainOptions {
   std::filesystem::path run;
   std::vector<std::string> argv;  // recorded in run.json
   bool quiet = false;
+  std::function<void(const std::string&)> on_log;  // sees each line of log.jsonl
   bool check_hashes = true;     // of the checkpoint to resume from; false: sizes only
   int64_t stop_after_step = 0;  // > 0: checkpoint and return there, as at a signal (tests)
 };
