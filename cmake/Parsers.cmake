@@ -11,7 +11,7 @@ add_library(parsers STATIC
   sigma/base/error.cpp sigma/base/config.cpp sigma/base/config_file.cpp sigma/base/config_list.cpp sigma/base/config_text.cpp
   sigma/base/sha256.cpp
   sigma/io/safetensors_header.cpp sigma/io/safetensors_json.cpp sigma/io/images.cpp sigma/io/png.cpp sigma/io/jpeg.cpp
-  sigma/io/image_ops.cpp sigma/io/image_draw.cpp sigma/io/image_record.cpp sigma/io/files.cpp sigma/data/idx_format.cpp sigma/attention/kernels/block_sparse.cpp
+  sigma/io/image_ops.cpp sigma/io/image_draw.cpp sigma/io/image_record.cpp sigma/io/event_file.cpp sigma/io/files.cpp sigma/data/idx_format.cpp sigma/attention/kernels/block_sparse.cpp
   sigma/attention/kernels/block_sparse_work.cpp sigma/attention/kernels/score_maps.cpp
   sigma/attention/kernels/multi_token.cpp sigma/attention/kernels/multi_token_strip.cpp)
 target_include_directories(parsers PUBLIC ${CMAKE_SOURCE_DIR})

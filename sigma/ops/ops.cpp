@@ -178,9 +178,9 @@ Tensor packed_attention_meta(const Tensor& qkv, int64_t) {
 // ---- grouped_mmd: generator/grouped_mmd.h ----
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mmd(const Tensor& y, const Tensor& z,
-                                               const Tensor& kappa, c10::string_view kernel,
+                                               const Tensor& kappa, c10::string_view kind,
                                                double distance_floor) {
-  const GroupedMmd out = grouped_mmd(y, z, kappa, std::string(kernel), distance_floor);
+  const GroupedMmd out = grouped_mmd(y, z, kappa, std::string(kind), distance_floor);
   return {out.mmd, out.yy_sim, out.zz_sim, out.yz_sim};
 }
 
@@ -255,7 +255,7 @@ TORCH_LIBRARY(sigma, m) {
   define_differentiable(m, "short_attention", "Tensor qkv, int num_heads", "Tensor");
   define_differentiable(
       m, "grouped_mmd",
-      "Tensor y, Tensor z, Tensor kappa, str kernel=\"laplace\", float distance_floor=1e-6",
+      "Tensor y, Tensor z, Tensor kappa, str kind=\"laplace\", float distance_floor=1e-6",
       "(Tensor, Tensor, Tensor, Tensor)");
   m.def("nearest_codes(Tensor z, Tensor codes) -> Tensor");
   m.def(
