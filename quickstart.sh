@@ -39,7 +39,7 @@ if [[ "$what" == maetok ]]; then
   build/sigma eval "${runs}maetok-decoder" --count "$count"
   build/sigma train recipes/fashion/maetok-imm.toml --run "${runs}maetok-imm" "${short[@]}" \
     --set "generator.tokenizer=${runs}maetok-decoder"
-  build/sigma sample "${runs}maetok-imm" --steps 1 --guidance 1.5 -o "${runs}maetok-imm/samples.png"
+  build/sigma sample "${runs}maetok-imm" --steps 1 --guidance 1.5 -o "${runs}maetok-imm/samples.png" -f
   echo "Inductive moment matching on its latents:"
   build/sigma eval "${runs}maetok-imm" --steps 1,2,4 --guidance 1.5 --count "$count"
   echo "samples: ${runs}maetok-imm/samples.png"
@@ -47,13 +47,13 @@ if [[ "$what" == maetok ]]; then
 fi
 
 build/sigma train "recipes/fashion/$name.toml" --run "runs/$name"
-build/sigma sample "runs/$name" --steps 1 --guidance 1.5 -o "runs/$name/samples.png"
+build/sigma sample "runs/$name" --steps 1 --guidance 1.5 -o "runs/$name/samples.png" -f
 echo "Inductive moment matching:"
 build/sigma eval "runs/$name" --steps 1,2,4 --guidance 1.5 --count "$count"
 
 if [[ "$what" == flow ]]; then
   build/sigma train "recipes/fashion/$name-flow.toml" --run "runs/$name-flow"
-  build/sigma sample "runs/$name-flow" --steps 32 --guidance 1.5 -o "runs/$name-flow/samples.png"
+  build/sigma sample "runs/$name-flow" --steps 32 --guidance 1.5 -o "runs/$name-flow/samples.png" -f
   echo "Flow matching, trained for about the same time:"
   build/sigma eval "runs/$name-flow" --steps 1,2,4,8,32 --guidance 1.5 --count "$count"
 fi

@@ -19,6 +19,7 @@ ROOMS = {
     "trunk": ["attention", "moe", "nn", "io", "base"],
     "generator": ["trunk", "attention", "moe", "nn", "io", "base"],
     "tokenizer": ["generator", "trunk", "attention", "moe", "nn", "io", "base"],
+    "ops": ["tokenizer", "generator", "trunk", "attention", "moe", "nn", "io", "base"],
     "train": ["tokenizer", "generator", "trunk", "attention", "moe", "data", "metrics", "nn", "io", "base"],
     "cli": ["train", "tokenizer", "generator", "trunk", "attention", "moe", "data", "metrics", "nn", "io", "base"],
 }

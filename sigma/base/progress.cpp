@@ -35,17 +35,23 @@ void Progress::show(const std::string& line, bool force) {
   last_ = now;
   shown_ = true;
   if (terminal_) {
-    fmt::print(stderr, "\r\x1b[K{}", line);
+    std::fputs(("\r\x1b[K" + line).c_str(), stderr);
+    std::fflush(stderr);
     open_ = true;
   } else {
-    fmt::print(stderr, "{}\n", line);
+    print_note(line);
   }
-  std::fflush(stderr);
 }
 
 void Progress::end_line() {
-  if (open_) fmt::print(stderr, "\n");
+  if (open_) print_note("");
   open_ = false;
+}
+
+void print_note(const std::string& line) {
+  // fmt::print would throw where the stream takes no more.
+  std::fputs((line + "\n").c_str(), stderr);
+  std::fflush(stderr);
 }
 
 std::string duration_text(double seconds) {

@@ -29,6 +29,9 @@ class Progress {
   std::chrono::steady_clock::time_point last_;
 };
 
+/// A line for people on stderr. That nobody reads it (a closed pipe, a full disk) is no error.
+void print_note(const std::string& line);
+
 /// 75 -> "1:15", 3675 -> "1:01:15".
 std::string duration_text(double seconds);
 

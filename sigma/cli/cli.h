@@ -17,9 +17,14 @@ namespace sigma {
 
 /// Options of every subcommand.
 struct GlobalOptions {
-  bool json = false;
-  bool quiet = false;
+  bool json = false;     // the program: one JSON object on stdout
+  bool quiet = false;    // no progress on stderr
+  bool verbose = false;  // the program: build, threads and time on stderr
+  bool dry_run = false;  // check everything, write nothing, say what would be written
+  bool force = false;    // overwrite files that exist; never a run
   std::string device = "auto";
+  std::string color = "auto";  // the program: auto | always | never
+  std::string out;             // the program: FILE for what else goes to stdout
 };
 
 struct CommandResult {
@@ -33,7 +38,6 @@ struct TrainCommand {
   std::string run;  // default: runs/<recipe stem>
   std::vector<std::string> set;
   std::string verify = "hash";  // hash | size
-  bool dry_run = false;
   std::vector<std::string> argv;
 };
 CommandResult run_train(const TrainCommand& command, const GlobalOptions& global);
@@ -49,8 +53,20 @@ struct SampleCommand {
   std::vector<double> guidance;  // empty: the run's
   std::string ema = "main";      // main | none
   int64_t batch = 250;
+  int64_t seeds = 0;                 // > 0: a sweep over seed, seed + 1, ..: one picture, measured
+  std::vector<std::string> metrics;  // sweep: as EvalCommand::metrics
+  int64_t samples = -1;              // sweep: images a metric; -1: the run's; 0: not measured
 };
 CommandResult run_sample(const SampleCommand& command, const GlobalOptions& global);
+
+struct RegenerateCommand {
+  std::string file;        // a PNG that run_sample wrote
+  std::string checkpoint;  // where to look for its weights: a checkpoint, a run, a folder of runs
+  bool alone = false;      // each image in a pass of its own, not in the recorded one
+  std::string out;         // FILE.png: the picture as it comes out now; empty: none
+};
+/// exit_code 1: the images differ.
+CommandResult run_regenerate(const RegenerateCommand& command, const GlobalOptions& global);
 
 struct EvalCommand {
   std::string run;
@@ -65,6 +81,19 @@ struct EvalCommand {
 };
 CommandResult run_eval(const EvalCommand& command, const GlobalOptions& global);
 
+struct ReportCommand {
+  std::string run;
+  std::string out;  // FILE.html; empty: RUN/report.html; -: stdout
+};
+CommandResult run_report(const ReportCommand& command, const GlobalOptions& global);
+
+struct CompareCommand {
+  std::vector<std::string> runs;
+  std::string at = "images";  // images | flops | seconds: what the runs must have cost alike
+  std::string html;           // FILE.html; empty: none
+};
+CommandResult run_compare(const CompareCommand& command, const GlobalOptions& global);
+
 CommandResult run_config_show(const std::string& what, const std::vector<std::string>& set);
 CommandResult run_config_check(const std::string& recipe, const std::vector<std::string>& set);
 CommandResult run_config_keys(const std::string& filter);
@@ -72,7 +101,7 @@ CommandResult run_config_diff(const std::string& a, const std::string& b);
 CommandResult run_config_list();
 
 CommandResult run_data_check(const std::string& what, const std::string& sheet,
-                             const std::vector<std::string>& set);
+                             const std::vector<std::string>& set, const GlobalOptions& global);
 CommandResult run_data_list();
 
 struct InspectCommand {
@@ -127,6 +156,12 @@ CommandResult run_version();
 
 /// A recipe or a run's config.toml, by path or run name.
 Json load_tree(const std::string& what);
+
+/// Refuses to overwrite without -f. Errors: kUsage.
+void check_output(const std::string& path, const GlobalOptions& global);
+/// The result of a dry run: the files that would be written, and more.
+CommandResult planned(const std::vector<std::string>& files, const std::string& about,
+                      const Json& more = Json::object());
 
 /// "a  b\n1  2\n": columns padded to equal width; numbers to the right.
 std::string text_table(const std::vector<std::vector<std::string>>& rows);

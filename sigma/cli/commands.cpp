@@ -1,6 +1,7 @@
 #include "sigma/cli/commands.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 
 #include "sigma/base/error.h"
 
@@ -8,12 +9,26 @@ namespace sigma {
 namespace {
 
 constexpr const char* kExitCodes = R"(Exit codes:
-  0  done, or nothing left to do       5  no such device, or out of memory
-  1  anything else                     6  NaN or Inf in the loss or gradient
-  2  bad flag, key, value or recipe    7  disk full, or a file cannot be written
-  3  data missing, corrupt or changed  129, 130, 143  stopped by a signal, after a checkpoint
-  4  no checkpoint verifies
+  0  done, or nothing left to do
+  1  anything else; regenerate: the images differ
+  2  bad flag, key, value or recipe; a run of another configuration; a file exists
+  3  data missing, corrupt or changed
+  4  no checkpoint verifies, or none has the weights that are asked for
+  5  no such device, or out of memory
+  6  NaN or Inf in the loss or gradient
+  7  disk full; a file cannot be read or written; the run is locked
+  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM, after a checkpoint
+  128 + n  a second signal n: at once, nothing saved
 )";
+
+// Commands by what they are for, in the order of --help.
+const std::vector<std::pair<const char*, std::vector<std::string>>> kPurposes = {
+    {"Train", {"train"}},
+    {"Make images", {"sample", "regenerate", "tokenize", "detokenize"}},
+    {"Measure and look", {"eval", "compare", "report", "inspect", "show"}},
+    {"Settings, data, program", {"config", "data", "version"}},
+};
+constexpr const char* kGlobalGroup = "Options of every command";
 
 constexpr const char* kExamples = R"(Examples:
   sigma train recipes/fashion/quickstart.toml          train, or go on with, runs/quickstart
@@ -27,10 +42,8 @@ constexpr const char* kExamples = R"(Examples:
 CLI::App* Commands::add(CLI::App& parent, const std::string& name, const std::string& about,
                         const std::string& examples, std::function<CommandResult()> action) {
   CLI::App* sub = parent.add_subcommand(name, about);
-  // CLI11 prints the description first: examples stand in it.
-  sub->description(about + "\n\nExamples:\n" + examples);
-  sub->add_flag("--json", global_.json, "one JSON object on stdout instead of text");
-  sub->add_flag("-q,--quiet", global_.quiet, "no progress on stderr");
+  examples_[sub] = "Examples:\n" + examples;
+  add_global(*sub);
   const std::string full = parent.get_name().empty() || parent.get_name() == "sigma"
                                ? name
                                : parent.get_name() + " " + name;
@@ -41,16 +54,83 @@ CLI::App* Commands::add(CLI::App& parent, const std::string& name, const std::st
   return sub;
 }
 
-CommandResult Commands::run() const { return action_(); }
+CommandResult Commands::run() const {
+  if (!global_.out.empty()) check_output(global_.out, global_);
+  return action_();
+}
 
-Commands::Commands(CLI::App& app, int argc, char** argv) {
+void Commands::add_global(CLI::App& app) {
+  const auto group = [](CLI::Option* option) { option->group(kGlobalGroup); };
+  group(app.add_flag("--json", global_.json, "one JSON object on stdout instead of text"));
+  group(app.add_flag("-q,--quiet", global_.quiet, "no progress on stderr"));
+  group(app.add_flag("-v,--verbose", global_.verbose, "build, threads and seconds on stderr"));
+  group(app.add_flag("-n,--dry-run", global_.dry_run,
+                     "check everything, write nothing, say what would be written"));
+  group(app.add_flag("-f,--force", global_.force, "overwrite files that exist; never a run"));
+  group(app.add_option("--color", global_.color, "auto, always or never; NO_COLOR is respected")
+            ->check(CLI::IsMember({"auto", "always", "never"})));
+}
+
+CLI::App& Commands::last_parsed() const {
+  CLI::App* app = &root_;
+  while (!app->get_subcommands().empty()) app = app->get_subcommands().back();
+  return *app;
+}
+
+std::string Commands::refused_name() const {
+  std::string out;
+  for (CLI::App* app = &root_; !app->get_subcommands().empty();) {
+    app = app->get_subcommands().back();
+    out += (out.empty() ? "" : " ") + app->get_name();
+  }
+  return out;
+}
+
+Error Commands::refusal(const std::string& what) const {
+  const std::string name = refused_name();
+  const std::string see = fmt::format("see sigma {}-h", name.empty() ? "" : name + " ");
+  std::vector<std::string> commands;
+  for (const CLI::App* sub : last_parsed().get_subcommands([](const CLI::App*) { return true; }))
+    commands.push_back(sub->get_name());
+  const std::vector<std::string> rest = last_parsed().remaining();
+  if (commands.empty() || rest.empty()) return {ErrorKind::kUsage, what, see};
+  const std::string near = did_you_mean(rest[0], commands);
+  return {ErrorKind::kUsage,
+          fmt::format("{}: expected one of {}", rest[0], fmt::join(commands, ", ")),
+          near.empty() ? see : fmt::format("did you mean {}?", near)};
+}
+
+std::string Commands::help(bool full) const {
+  CLI::App& app = last_parsed();
+  if (full) {
+    const auto examples = examples_.find(&app);
+    if (examples != examples_.end())
+      app.description(app.get_description() + "\n\n" + examples->second);
+  } else {
+    app.footer("");
+    for (CLI::Option* option : app.get_options())
+      if (option->get_group() == kGlobalGroup) option->group("");  // hidden
+  }
+  std::string before;
+  for (const CLI::App* parent = app.get_parent(); parent; parent = parent->get_parent())
+    before = parent->get_name() + (before.empty() ? "" : " ") + before;
+  return app.help(before);
+}
+
+Commands::Commands(CLI::App& app, int argc, char** argv) : root_(app) {
   app.name("sigma");
-  app.description(std::string("Sigma: an open laboratory for generative vision.\n\n") + kExamples);
-  app.footer(kExitCodes);
+  app.description("Sigma: an open laboratory for generative vision.");
+  app.set_help_flag("-h", "usage and options");
+  app.set_help_all_flag("--help", "examples, usage and all options");
+  examples_[&app] = kExamples;
+  add_global(app);
   app.require_subcommand(1);
   add_train(app, argc, argv);
   add_sample(app);
+  add_regenerate(app);
   add_eval(app);
+  add_report(app);
+  add_compare(app);
   add_tokenize(app);
   add_config(app);
   add_data(app);
@@ -62,6 +142,22 @@ Commands::Commands(CLI::App& app, int argc, char** argv) {
   show->add_option("WHAT", what_, "a safetensors file or a run")->required();
   add(app, "version", "Version, commit, torch, devices.", "  sigma version --json\n",
       [] { return run_version(); });
+  app.footer(kExitCodes);
+  for (const auto& [purpose, names] : kPurposes) {
+    for (CLI::App* sub : app.get_subcommands([&names = names](const CLI::App* s) {
+           return std::find(names.begin(), names.end(), s->get_name()) != names.end();
+         }))
+      sub->group(purpose);
+  }
+  // Where a command has no file of its own to write, -o takes its text.
+  const std::function<void(CLI::App*)> add_out = [&](CLI::App* parent) {
+    for (CLI::App* sub : parent->get_subcommands([](const CLI::App*) { return true; })) {
+      add_out(sub);
+      if (examples_.contains(sub) && sub->get_option_no_throw("-o") == nullptr)
+        sub->add_option("-o,--out", global_.out, "FILE for what goes to stdout");
+    }
+  };
+  add_out(&app);
 }
 
 void Commands::add_train(CLI::App& app, int argc, char** argv) {
@@ -79,8 +175,6 @@ void Commands::add_train(CLI::App& app, int argc, char** argv) {
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   sub->add_option("--verify", train_.verify, "how a checkpoint is checked: hash or size")
       ->check(CLI::IsMember({"hash", "size"}));
-  sub->add_flag("-n,--dry-run", train_.dry_run,
-                "write nothing; print parameters, operations, memory, disk, steps");
 }
 
 void Commands::add_sample(CLI::App& app) {
@@ -89,7 +183,9 @@ void Commands::add_sample(CLI::App& app) {
           "Images of a generator run: a grid, or single files, each with its provenance inside.",
           "  sigma sample runs/quickstart -o samples.png\n"
           "  sigma sample runs/quickstart -o shoes/ --labels 7,9 --count 40 --seed 3\n"
-          "  sigma sample runs/quickstart -o s.png --steps 1,2,4 --guidance 1,1.5\n",
+          "  sigma sample runs/quickstart -o s.png --steps 1,2,4 --guidance 1,1.5\n"
+          "  sigma sample runs/quickstart -o sweep.png --steps 1,2,4,8 --guidance 1,1.5,2 --seeds "
+          "3\n",
           [this] { return run_sample(sample_, global_); });
   sub->add_option("RUN", sample_.run, "a run directory, or its name under runs/")->required();
   sub->add_option("-o,--out", sample_.out, "FILE.png: a grid, labels in rows; DIR/: single images");
@@ -101,9 +197,34 @@ void Commands::add_sample(CLI::App& app) {
   sub->add_option("--steps", sample_.steps, "network calls, one or several: 1,2,4")->delimiter(',');
   sub->add_option("--guidance", sample_.guidance, "guidance scales, one or several")
       ->delimiter(',');
+  sub->add_option("--seeds", sample_.seeds,
+                  "a sweep: so many seeds from --seed on, all steps and guidance scales in one "
+                  "picture, and metrics against steps");
+  sub->add_option("--metrics", sample_.metrics, "of a sweep, as for sigma eval")->delimiter(',');
+  sub->add_option("--samples", sample_.samples,
+                  "of a sweep: images a metric; default metrics.n_samples of the run; 0: none");
   sub->add_option("--ema", sample_.ema, "main (averaged weights) or none");
   sub->add_option("--batch", sample_.batch, "images a pass");
   sub->add_option("--device", global_.device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+}
+
+void Commands::add_regenerate(CLI::App& app) {
+  CLI::App* sub = add(
+      app, "regenerate",
+      "Makes the images of a PNG of sigma sample again, from the record inside it, and compares.",
+      "  sigma regenerate samples.png\n"
+      "  sigma regenerate shoes/000003.png --alone --json\n"
+      "  sigma regenerate samples.png --checkpoint /backup/runs -o again.png\n",
+      [this] { return run_regenerate(regenerate_, global_); });
+  sub->add_option("FILE", regenerate_.file, "a PNG that sigma sample wrote")->required();
+  sub->add_option("--checkpoint", regenerate_.checkpoint,
+                  "where its weights may lie, beside the recorded path and runs/: a checkpoint, a "
+                  "run, a folder of runs; they are known by their hash");
+  sub->add_flag("--alone", regenerate_.alone,
+                "each image in a pass of its own; default the recorded pass, for equal bits");
+  sub->add_option("-o,--out", regenerate_.out, "FILE.png: the picture as it comes out now");
+  sub->add_option("--device", global_.device, "auto (the recorded one, if it is here), cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
 }
 
@@ -169,7 +290,7 @@ void Commands::add_data(CLI::App& app) {
           "Counts, sizes, classes, duplicates and bad files of a data set; exit 3 if any is bad.",
           "  sigma data check recipes/fashion/quickstart.toml --sheet sheet.png\n  sigma data "
           "check photos/\n",
-          [this] { return run_data_check(what_, sheet_, set_); });
+          [this] { return run_data_check(what_, sheet_, set_, global_); });
   check->add_option("WHAT", what_, "a recipe, a run, or a folder of images")->required();
   check->add_option("--sheet", sheet_, "FILE.png: a contact sheet");
   check->add_option("--set", set_, "KEY=VALUE, over the recipe")->take_all();

@@ -26,14 +26,18 @@ DataConfig data_of(const std::string& what, const std::vector<std::string>& set)
 }  // namespace
 
 CommandResult run_data_check(const std::string& what, const std::string& sheet,
-                             const std::vector<std::string>& set) {
+                             const std::vector<std::string>& set, const GlobalOptions& global) {
+  if (!sheet.empty()) check_output(sheet, global);
   const DataConfig config = data_of(what, set);
   const DataReport report = check_data(config);
   CommandResult out;
   out.result = report.to_json();
   out.text = report.to_text();
   out.exit_code = report.bad.empty() ? 0 : static_cast<int>(ErrorKind::kData);
-  if (!sheet.empty() && report.count > 0) {
+  if (!sheet.empty() && global.dry_run) {
+    out.result["would_write"] = sheet;
+    out.text += fmt::format("would write {}\n", sheet);
+  } else if (!sheet.empty() && report.count > 0) {
     DataConfig readable = config;
     readable.on_bad_image = "skip";
     write_file_atomic(sheet, encode_png(contact_sheet(*open_dataset(readable), kSheetColumns)));

@@ -2,6 +2,8 @@
 
 #include <torch/types.h>
 
+#include <cmath>
+
 #include "sigma/base/error.h"
 #include "sigma/io/checkpoint.h"
 #include "sigma/metrics/feature_net.h"
@@ -64,6 +66,7 @@ Tensor crop_padding(const Tensor& images, int64_t pad) {
 
 CommandResult eval_classifier(const EvalCommand& command, const GlobalOptions& global,
                               const std::filesystem::path& run) {
+  if (!command.write_asset.empty()) check_output(command.write_asset, global);
   const Loaded loaded = load(run, global);
   const SafetensorsFile weights = loaded.checkpoint.open("ema-main");
   const std::vector<int64_t> shape = image_shape_of(weights);
@@ -74,14 +77,28 @@ CommandResult eval_classifier(const EvalCommand& command, const GlobalOptions& g
   const Images test = read_split(loaded.config.data, "test", command.count);
   const auto result = extract(net, test.data, loaded.device);
   const double accuracy = accuracy_of(result.logits, test.labels);
+  const MetricResult metric{.name = "accuracy",
+                            .value = accuracy,
+                            .extractor = "",
+                            .extractor_sha256 = "",
+                            .reference = test.name,
+                            .n_reference = test.labels.numel(),
+                            .n_samples = test.labels.numel(),
+                            .floor = std::nan("")};
   CommandResult out;
   out.result = {{"run", run.string()},
                 {"step", loaded.checkpoint.step()},
-                {"accuracy", accuracy},
-                {"n_samples", test.labels.numel()}};
+                {"weights_sha256", loaded.checkpoint.file_sha256("ema-main")},
+                {"ema", "main"},
+                {"metrics", Json::array({metric.to_json()})}};
   out.text = fmt::format("accuracy  {:.4f}  ({} images of {})\n", accuracy, test.labels.numel(),
                          test.name);
   if (command.write_asset.empty()) return out;
+  if (global.dry_run) {
+    out.result["would_write"] = command.write_asset;
+    out.text += fmt::format("would write {}\n", command.write_asset);
+    return out;
+  }
 
   const Images train = read_split(loaded.config.data, "train", 0);
   const FeatureStatistics reference =

@@ -136,12 +136,13 @@ Sheet draw_kernels(const Attentions& layers, Json& out) {
 }  // namespace
 
 CommandResult run_inspect_attention(const InspectCommand& command, const GlobalOptions& global) {
-  check_picture_name(command.out);
+  check_picture_name(command.out, global);
   const LoadedGenerator generator = load_generator(command.run, command.ema, global.device);
   const Attentions layers(generator.model->network());
   SIGMA_CHECK(kUsage, !layers.sparse().empty() || !layers.multi_token().empty(),
               "{}: expected attention of kind sparse or multi_token, got dense",
               generator.run.string());
+  if (global.dry_run) return planned({command.out}, "a picture of its attention");
   CommandResult out;
   out.result = {{"run_id", generator.run_id}, {"checkpoint", generator.weights_sha256}};
   const bool lists = !layers.sparse().empty();

@@ -19,13 +19,14 @@ constexpr double kDark = 0.3;  // of patches that are not lit
 
 Image picture(const Tensor& rgb) { return to_image(rgb.mul(255).round().to(torch::kUInt8)); }
 
-void check_picture_name(const std::string& out) {
+void check_picture_name(const std::string& out, const GlobalOptions& global) {
   SIGMA_CHECK(kUsage, std::filesystem::path(out).extension() == ".png", "-o {}: expected FILE.png",
               out);
+  check_output(out, global);
 }
 
 void write_picture(const std::string& out, const Image& image, const Json& provenance) {
-  write_file_atomic(out, encode_png(image, provenance.dump()));
+  write_file_atomic(out, encode_png(image, provenance.dump(-1, ' ', /*ensure_ascii=*/true)));
 }
 
 PatchView::PatchView(const Tensor& sample, int64_t patch, int64_t frame_width) : patch_(patch) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "sigma/base/config.h"
+#include "sigma/cli/cli.h"
 #include "sigma/data/dataset.h"
 #include "sigma/io/images.h"
 #include "sigma/nn/token_layout.h"
@@ -21,8 +22,8 @@ namespace sigma {
 /// float [3,Y,X] in [0,1] -> pixels.
 Image picture(const torch::Tensor& rgb);
 
-/// Errors: kUsage (a name that does not end in .png).
-void check_picture_name(const std::string& out);
+/// Errors: kUsage (a name that does not end in .png; a file that exists, without -f).
+void check_picture_name(const std::string& out, const GlobalOptions& global);
 /// The PNG, with `provenance` inside. Errors: kIo.
 void write_picture(const std::string& out, const Image& image, const Json& provenance);
 

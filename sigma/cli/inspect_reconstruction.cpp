@@ -123,7 +123,7 @@ class Reconstructions {
 
 CommandResult run_inspect_reconstruction(const InspectReconstructionCommand& command,
                                          const GlobalOptions& global) {
-  check_picture_name(command.out);
+  check_picture_name(command.out, global);
   const TokenizerRun run =
       open_tokenizer({.run = command.run, .ema = command.ema, .device = global.device});
   DataConfig data = run.config.data;
@@ -139,6 +139,8 @@ CommandResult run_inspect_reconstruction(const InspectReconstructionCommand& com
                 dataset->size(), image);
     images.push_back(dataset->get(image).data);
   }
+  if (global.dry_run)
+    return planned({command.out}, fmt::format("reconstructions of {} images", images.size()));
   // Masks and prefixes of the last step: ramps have come to their ends.
   Context context = evaluation_context();
   context.rng = {.seed = static_cast<uint64_t>(run.config.train.seed),

@@ -210,7 +210,7 @@ std::vector<int64_t> spread_images(int64_t size) {
 
 CommandResult run_inspect_routing(const InspectRoutingCommand& command,
                                   const GlobalOptions& global) {
-  check_picture_name(command.out);
+  check_picture_name(command.out, global);
   const LoadedGenerator generator = load_generator(command.run, command.ema, global.device);
   const std::vector<Layer> layers = find_layers(generator);
   const NoisyImages noisy(generator, generator.config.data);
@@ -223,6 +223,7 @@ CommandResult run_inspect_routing(const InspectRoutingCommand& command,
       times.push_back(std::clamp(share * path.range_end(), path.t_min(), path.t_max()));
   }
 
+  if (global.dry_run) return planned({command.out}, "a picture of its routing");
   Rows rows;
   for (const int64_t image : command.images)
     draw_image(noisy, generator, layers, image, times, rows);

@@ -109,6 +109,16 @@ Tensor read_latents(const std::string& path, const TokenizerRun& run) {
   return run.model->latents_of(indices.to(run.device)).cpu();
 }
 
+// A picture, or one an image.
+std::vector<std::string> image_files(const std::string& out, int64_t count) {
+  const std::filesystem::path path = out;
+  if (path.extension() == ".png") return {out};
+  std::vector<std::string> files;
+  for (int64_t i = 0; i < count; ++i)
+    files.push_back((path / fmt::format("{:06}.png", i)).string());
+  return files;
+}
+
 void write_images(const DetokenizeCommand& command, const Tensor& images, Json provenance) {
   const std::filesystem::path out = command.out;
   std::vector<Image> list;
@@ -122,12 +132,13 @@ void write_images(const DetokenizeCommand& command, const Tensor& images, Json p
     return;
   }
   std::filesystem::create_directories(out);
+  const std::vector<std::string> files = image_files(command.out, images.size(0));
   for (size_t i = 0; i < list.size(); ++i) {
     const Image& image = list[i];
     provenance["index"] = i;
     provenance["pixels"] =
         sha256_hex({reinterpret_cast<const char*>(image.pixels.data()), image.pixels.size()});
-    write_file_atomic(out / fmt::format("{:06}.png", i), encode_png(image, provenance.dump()));
+    write_file_atomic(files[i], encode_png(image, provenance.dump()));
   }
 }
 
@@ -138,6 +149,7 @@ CommandResult run_tokenize(const TokenizeCommand& command, const GlobalOptions& 
   SIGMA_CHECK(kUsage, command.count >= 0, "--count: expected at least 0, got {}", command.count);
   SIGMA_CHECK(kUsage, std::filesystem::path(command.out).extension() == ".safetensors",
               "-o {}: expected FILE.safetensors", command.out);
+  check_output(command.out, global);
   const TokenizerRun run =
       open_tokenizer({.run = command.run, .device = global.device, .finished = true});
   const auto dataset = open_input(command.in, run);
@@ -149,6 +161,7 @@ CommandResult run_tokenize(const TokenizeCommand& command, const GlobalOptions& 
   const int64_t count =
       command.count > 0 ? std::min(command.count, dataset->size()) : dataset->size();
 
+  if (global.dry_run) return planned({command.out}, fmt::format("latents of {} images", count));
   Progress progress(run.config.log.interval, global.quiet);
   std::vector<Tensor> latents, indices, labels;
   int64_t done = 0;
@@ -199,6 +212,9 @@ CommandResult run_detokenize(const DetokenizeCommand& command, const GlobalOptio
   SIGMA_CHECK(kData, count > 0, "latents: expected at least 1 image, got none ({})",
               command.latents);
 
+  const std::vector<std::string> files = image_files(command.out, count);
+  for (const std::string& file : files) check_output(file, global);
+  if (global.dry_run) return planned(files, fmt::format("{} images", count));
   Progress progress(run.config.log.interval, global.quiet);
   std::vector<Tensor> parts;
   int64_t done = 0;

@@ -1,6 +1,8 @@
 #include "sigma/base/error.h"
 #include "sigma/base/progress.h"
 #include "sigma/cli/cli.h"
+#include "sigma/cli/output.h"
+#include "sigma/cli/sample_grid.h"
 #include "sigma/io/files.h"
 #include "sigma/train/trainer.h"
 
@@ -13,7 +15,11 @@ CommandResult dry_run(const RunConfig& config, const std::filesystem::path& run)
   const auto parent = run.has_parent_path() ? run.parent_path() : std::filesystem::path(".");
   const uint64_t free =
       free_bytes(std::filesystem::exists(parent) ? parent : std::filesystem::path("."));
-  out.result = {{"run", run.string()},
+  out.result = {{"dry_run", true},
+                {"run", run.string()},
+                {"files",
+                 {(run / "config.toml").string(), (run / "run.json").string(),
+                  (run / "log.jsonl").string(), (run / "checkpoints").string()}},
                 {"parameters", e.parameters},
                 {"steps", e.steps},
                 {"flops_per_image", e.flops_per_image},
@@ -49,16 +55,21 @@ CommandResult run_train(const TrainCommand& command, const GlobalOptions& global
       command.run.empty()
           ? std::filesystem::path("runs") / std::filesystem::path(command.recipe).stem()
           : std::filesystem::path(command.run);
-  if (command.dry_run) return dry_run(config, run);
+  if (global.dry_run) return dry_run(config, run);
   install_signal_handlers();
-  const TrainResult r = train(config, {.run = run,
-                                       .argv = command.argv,
-                                       .quiet = global.quiet,
-                                       .check_hashes = command.verify == "hash"});
+  TrainOptions options{.run = run,
+                       .argv = command.argv,
+                       .quiet = global.quiet,
+                       .check_hashes = command.verify == "hash"};
+  options.picture = write_sample_grid;
+  // Lines of the log before the result.
+  if (global.json) options.on_log = [](const std::string& line) { write_stdout(line + "\n"); };
+  const TrainResult r = train(config, options);
   CommandResult out;
   out.result = {{"run", run.string()},
                 {"step", r.step},
                 {"images_seen", r.images_seen},
+                {"skipped", r.skipped},
                 {"loss", r.loss},
                 {"seconds", r.seconds},
                 {"images_per_s", r.images_per_second},

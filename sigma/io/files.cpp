@@ -51,18 +51,6 @@ class Descriptor {
   int value_;
 };
 
-/// Past RLIMIT_FSIZE, write() fails with EFBIG only where SIGXFSZ is ignored, as the program's main
-/// does; by default the signal kills the process.
-void write_all(int descriptor, const char* data, size_t size, const std::filesystem::path& path) {
-  for (size_t done = 0; done < size;) {
-    const ssize_t count = ::write(descriptor, data + done, std::min(size - done, kMaxCall));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) fail_io(path, fmt::format("cannot write {} bytes", size - done), errno);
-    if (count == 0) fail_io(path, fmt::format("cannot write {} bytes", size - done), ENOSPC);
-    done += static_cast<size_t>(count);
-  }
-}
-
 /// Never retried: after a failed fsync the kernel may have dropped the dirty pages, and a second
 /// one would report success.
 void sync_descriptor(int descriptor, const std::filesystem::path& path, uint64_t bytes) {
@@ -78,6 +66,18 @@ std::filesystem::path folder_of(const std::filesystem::path& path) {
 }
 
 }  // namespace
+
+// Past RLIMIT_FSIZE, write() fails with EFBIG only where SIGXFSZ is ignored, as the program's main
+// does; by default the signal kills the process.
+void write_all(int descriptor, const char* data, size_t size, const std::filesystem::path& path) {
+  for (size_t done = 0; done < size;) {
+    const ssize_t count = ::write(descriptor, data + done, std::min(size - done, kMaxCall));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) fail_io(path, fmt::format("cannot write {} bytes", size - done), errno);
+    if (count == 0) fail_io(path, fmt::format("cannot write {} bytes", size - done), ENOSPC);
+    done += static_cast<size_t>(count);
+  }
+}
 
 FileWriter::FileWriter(std::filesystem::path path, Mode mode)
     : path_(std::move(path)), written_(mode == Mode::kAtomic ? temporary_of(path_) : path_) {

@@ -39,6 +39,9 @@ class FileWriter {
 size_t read_at(int descriptor, void* out, size_t size, uint64_t offset,
                const std::filesystem::path& path);
 
+/// Writes all of `data`. `path` is for messages. Errors: kIo with path and bytes.
+void write_all(int descriptor, const char* data, size_t size, const std::filesystem::path& path);
+
 /// The bytes of a file. Errors: kIo if it is missing or cannot be read.
 std::string read_file(const std::filesystem::path& path);
 /// Writes and syncs `path` in place (for files inside a folder that is renamed as a whole). Errors:

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "sigma/base/error.h"
+#include "sigma/io/image_draw.h"
 #include "sigma/io/images.h"
 
 namespace sigma {
@@ -106,25 +107,16 @@ Image image_grid(const std::vector<Image>& images, int64_t columns, int64_t gap,
   columns = std::min(columns, count);
   const int64_t rows = (count + columns - 1) / columns;
   const int64_t height = images[0].height, width = images[0].width, channels = images[0].channels;
-  Image out;
-  out.height = rows * height * scale + (rows - 1) * gap;
-  out.width = columns * width * scale + (columns - 1) * gap;
-  out.channels = channels;
-  out.pixels.assign(static_cast<size_t>(out.height * out.width * channels), 255);
+  Image out = white_image(rows * height * scale + (rows - 1) * gap,
+                          columns * width * scale + (columns - 1) * gap, channels);
   for (int64_t i = 0; i < count; ++i) {
     const Image& image = images[static_cast<size_t>(i)];
     SIGMA_CHECK(kUsage,
                 image.height == height && image.width == width && image.channels == channels,
                 "image grid: expected {}x{}x{}, got {}x{}x{} (image {})", height, width, channels,
                 image.height, image.width, image.channels, i);
-    const int64_t top = i / columns * (height * scale + gap);
-    const int64_t left = i % columns * (width * scale + gap);
-    for (int64_t y = 0; y < height * scale; ++y) {
-      const uint8_t* from = image.pixels.data() + y / scale * width * channels;
-      uint8_t* to = out.pixels.data() + ((top + y) * out.width + left) * channels;
-      for (int64_t x = 0; x < width * scale; ++x)
-        std::copy_n(from + x / scale * channels, channels, to + x * channels);
-    }
+    draw_image(out, image, i % columns * (width * scale + gap),
+               i / columns * (height * scale + gap), scale);
   }
   return out;
 }

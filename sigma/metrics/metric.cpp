@@ -1,5 +1,7 @@
 #include "sigma/metrics/metric.h"
 
+#include <dlfcn.h>
+
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -16,7 +18,26 @@ Json MetricResult::to_json() const {
           {"n_samples", n_samples}, {"floor", floor}};
 }
 
-void check_comparable(const MetricResult& a, const MetricResult& b) {
+MetricResult MetricResult::from_json(const Json& json) {
+  const auto number = [&](const char* key) {
+    return json.at(key).is_null() ? std::nan("") : json.at(key).get<double>();
+  };
+  try {
+    return {.name = json.at("name").get<std::string>(),
+            .value = number("value"),
+            .extractor = json.at("extractor").get<std::string>(),
+            .extractor_sha256 = json.at("extractor_sha256").get<std::string>(),
+            .reference = json.at("reference").get<std::string>(),
+            .n_reference = json.at("n_reference").get<int64_t>(),
+            .n_samples = json.at("n_samples").get<int64_t>(),
+            .floor = number("floor")};
+  } catch (const Json::exception& error) {
+    fail(ErrorKind::kData, "metric: expected the fields that eval writes, got {} ({})", json.dump(),
+         error.what());
+  }
+}
+
+std::string incomparable(const MetricResult& a, const MetricResult& b) {
   std::vector<std::string> differences;
   const auto compare = [&](const char* what, const auto& left, const auto& right) {
     if (left != right) differences.push_back(fmt::format("{}: {} and {}", what, left, right));
@@ -27,8 +48,7 @@ void check_comparable(const MetricResult& a, const MetricResult& b) {
   compare("reference", a.reference, b.reference);
   compare("n_reference", a.n_reference, b.n_reference);
   compare("n_samples", a.n_samples, b.n_samples);
-  SIGMA_CHECK(kUsage, differences.empty(), "metrics are not comparable: {}",
-              fmt::join(differences, "; "));
+  return fmt::format("{}", fmt::join(differences, "; "));
 }
 
 void MetricsConfig::visit(ConfigVisitor& v) {
@@ -46,6 +66,11 @@ std::string find_asset(const std::string& name) {
     folders.push_back(program / "assets");
     folders.push_back(program.parent_path() / "assets");
   }
+  // Installed: PREFIX/lib/libsigma.so, PREFIX/share/sigma/assets.
+  Dl_info library{};
+  if (dladdr(reinterpret_cast<const void*>(&find_asset), &library) != 0 && library.dli_fname)
+    folders.push_back(fs::path(library.dli_fname).parent_path().parent_path() /
+                      "share/sigma/assets");
 #ifdef SIGMA_SOURCE_ASSETS
   folders.emplace_back(SIGMA_SOURCE_ASSETS);
 #endif

@@ -19,10 +19,12 @@ struct MetricResult {
   int64_t n_samples = 0;
   double floor = 0;  // the same metric on held-out real data; NaN: not known
   Json to_json() const;
+  /// Of what to_json() gave; null becomes NaN. Errors: kData.
+  static MetricResult from_json(const Json& json);
 };
 
-/// Throws kUsage naming what differs, unless both may be compared.
-void check_comparable(const MetricResult& a, const MetricResult& b);
+/// What differs in their provenance, "n_samples: 10000 and 5"; empty: both may be compared.
+std::string incomparable(const MetricResult& a, const MetricResult& b);
 
 struct MetricsConfig {
   int64_t n_samples = 10000;

@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "sigma/base/error.h"
+#include "sigma/base/progress.h"
 #include "sigma/moe/experts_grouped.h"
 #include "sigma/nn/mlp.h"
 
@@ -52,7 +53,7 @@ namespace {
 void say_once(const std::string& why) {
   static std::once_flag said;
   std::call_once(said, [&] {
-    fmt::print(stderr, "note: the mixture of experts runs as a loop over experts: {}\n", why);
+    print_note("note: the mixture of experts runs as a loop over experts: " + why);
   });
 }
 

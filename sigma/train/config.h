@@ -51,7 +51,8 @@ struct TrainConfig {
   int64_t micro_batch = 0;
   std::string device = "auto";
   std::string compute_dtype = "auto";
-  std::string on_nonfinite = "stop";
+  std::string on_nonfinite = "stop";  // stop | skip
+  int64_t max_skips = 10;
   std::string start_from;  // a finished run whose weights are the start; empty: initial values
   std::string only;        // parts that are trained ("decoder hog"); empty: all
   OptimizerConfig optimizer;

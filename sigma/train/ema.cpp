@@ -64,4 +64,10 @@ NamedTensors named_state(const torch::nn::Module& module) {
   return out;
 }
 
+int64_t count_parameters(const torch::nn::Module& module) {
+  int64_t count = 0;
+  for (const auto& item : module.named_parameters()) count += item.value().numel();
+  return count;
+}
+
 }  // namespace sigma

@@ -38,5 +38,7 @@ class Ema {
 
 /// Parameters and buffers of a module by name, float32 weights as they are.
 NamedTensors named_state(const torch::nn::Module& module);
+/// Numbers in the parameters.
+int64_t count_parameters(const torch::nn::Module& module);
 
 }  // namespace sigma

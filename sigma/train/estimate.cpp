@@ -14,8 +14,7 @@ TrainEstimate estimate(RunConfig config) {
   for (const auto& [name, tensor] : named_state(bundle.task->module())) {
     bytes += static_cast<int64_t>(tensor.nbytes());
   }
-  for (const auto& item : bundle.task->module().named_parameters())
-    out.parameters += item.value().numel();
+  out.parameters = count_parameters(bundle.task->module());
   out.steps = config.train.steps();
   out.flops_per_image = bundle.task->flops();
   out.memory_weights = 5 * bytes;    // weights, gradients, two moments, average

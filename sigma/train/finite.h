@@ -5,6 +5,7 @@
 #include <torch/types.h>
 
 #include <memory>
+#include <optional>
 
 namespace sigma {
 
@@ -12,8 +13,11 @@ class FiniteCheck {
  public:
   explicit FiniteCheck(torch::Device device) : device_(device) {}
 
-  /// float scalar on the device: 1 if loss or norm is NaN or Inf. Remembered until
-  /// last_is_finite().
+  struct Values {
+    float loss, norm;
+  };
+
+  /// float scalar on the device: 1 if loss or norm is NaN or Inf.
   torch::Tensor record(const torch::Tensor& loss, const torch::Tensor& norm) {
     const torch::Tensor both = torch::stack({loss.to(torch::kFloat), norm.to(torch::kFloat)});
     const torch::Tensor found_inf = torch::isfinite(both).all().logical_not().to(torch::kFloat);
@@ -29,16 +33,17 @@ class FiniteCheck {
     return found_inf;
   }
 
-  /// Of the step recorded last; true if none was.
-  bool last_is_finite() {
+  /// Of the step recorded last, once; nothing if it was taken or none was recorded.
+  std::optional<Values> take() {
+    if (!values_.defined()) return std::nullopt;
     if (event_) event_->synchronize();
     event_.reset();
-    return !values_.defined() || torch::isfinite(values_).all().item<bool>();
+    const Values out = {values_[0].item<float>(), values_[1].item<float>()};
+    values_.reset();
+    return out;
   }
   /// The values are there at once (on the CPU).
   bool immediate() const { return device_.is_cpu(); }
-  float loss() const { return values_[0].item<float>(); }
-  float norm() const { return values_[1].item<float>(); }
 
  private:
   torch::Device device_;

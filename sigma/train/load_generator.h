@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "sigma/io/checkpoint.h"
 #include "sigma/train/config.h"
 #include "sigma/train/generator_model.h"
 
@@ -12,10 +13,12 @@ namespace sigma {
 
 struct LoadedGenerator {
   std::filesystem::path run;
+  std::filesystem::path checkpoint;  // its folder
   RunConfig config;
   std::unique_ptr<GeneratorModel> model;
   std::string run_id;
   std::string weights_sha256;
+  std::string ema;  // main | none
   int64_t step = 0;
 };
 
@@ -23,6 +26,13 @@ struct LoadedGenerator {
 /// Errors: kUsage, kCheckpoint, kDevice.
 LoadedGenerator load_generator(const std::string& run, const std::string& ema,
                                const std::string& device);
+
+/// That checkpoint, by the configuration in it. Errors: kUsage, kCheckpoint, kDevice.
+LoadedGenerator load_generator_at(const Checkpoint& checkpoint, const std::string& ema,
+                                  const std::string& device);
+
+/// The weights file of a checkpoint for --ema main or none: ema-main, model.
+std::string weights_stem(const std::string& ema);
 
 /// int64 labels of images `indices`: the index mod the classes; undefined without classes.
 torch::Tensor class_labels(const torch::Tensor& indices, int64_t num_classes);

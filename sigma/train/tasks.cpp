@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "sigma/base/error.h"
+#include "sigma/base/progress.h"
 #include "sigma/data/latents.h"
 #include "sigma/io/files.h"
 #include "sigma/metrics/feature_net.h"
@@ -62,14 +63,14 @@ class GeneratorTask : public Task {
 
 // The latents of `data` under `tokenizer`, from the cache beside the tokenizer's run or encoded
 // now.
-std::unique_ptr<Dataset> latents_of(const Dataset& data, const LoadedTokenizer& tokenizer,
-                                    torch::Device device, torch::ScalarType dtype) {
-  const std::string data_sha256 = data_hash(data);
+std::unique_ptr<Dataset> latents_of(const Dataset& data, const std::string& data_sha256,
+                                    const LoadedTokenizer& tokenizer, torch::Device device,
+                                    torch::ScalarType dtype) {
   const std::filesystem::path cache = tokenizer.folder / "latents" /
                                       fmt::format("{}-{}.safetensors", data_sha256.substr(0, 16),
                                                   tokenizer.weights_sha256.substr(0, 16));
   if (!std::filesystem::exists(cache)) {
-    fmt::print(stderr, "encoding {} images into {}\n", data.size(), cache.string());
+    print_note(fmt::format("encoding {} images into {}", data.size(), cache.string()));
     const torch::NoGradGuard no_grad;
     std::vector<Tensor> latents;
     Tensor labels = torch::empty({data.size()}, torch::kInt64);
@@ -111,8 +112,11 @@ TaskBundle make_generator(const RunConfig& config) {
         to_float(stack_images(*bundle.data, 0, std::min(kStatisticsImages, bundle.data->size())));
     model->set_pixel_statistics(images.mean().item<double>(), images.std().item<double>());
   }
-  if (tokenizer)
-    bundle.data = latents_of(*bundle.data, *tokenizer, device, compute_dtype_of(config.train));
+  if (tokenizer) {
+    bundle.image_sha256 = data_hash(*bundle.data);
+    bundle.data = latents_of(*bundle.data, bundle.image_sha256, *tokenizer, device,
+                             compute_dtype_of(config.train));
+  }
   bundle.task = std::make_unique<GeneratorTask>(std::move(model));
   return bundle;
 }

@@ -8,16 +8,18 @@
 #include <cmath>
 
 #include "sigma/base/error.h"
+#include "sigma/base/memory.h"
 #include "sigma/base/progress.h"
 #include "sigma/base/version.h"
 #include "sigma/data/loader.h"
 #include "sigma/train/averages.h"
+#include "sigma/train/deterministic.h"
 #include "sigma/train/ema.h"
-#include "sigma/train/finite.h"
 #include "sigma/train/optimizer.h"
 #include "sigma/train/run.h"
 #include "sigma/train/signals.h"
 #include "sigma/train/stage.h"
+#include "sigma/train/step_guard.h"
 #include "sigma/train/task.h"
 
 namespace sigma {
@@ -26,17 +28,10 @@ namespace {
 using torch::Tensor;
 using Clock = std::chrono::steady_clock;
 
+constexpr int64_t kMebi = int64_t{1} << 20;
+
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-// Equal bits whatever was computed before: no atomics, and no NaN filling of fresh memory, which
-// would only cost time.
-void use_deterministic_kernels() {
-  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
-  at::globalContext().setDeterministicFillUninitializedMemory(false);
-  at::globalContext().setDeterministicCuDNN(true);
-  at::globalContext().setBenchmarkCuDNN(false);
 }
 
 class Trainer {
@@ -48,6 +43,7 @@ class Trainer {
         progress_(config.log.interval, options.quiet) {
     resolve(config_);
     use_deterministic_kernels();
+    run_.on_log(options.on_log);
   }
 
   TrainResult train() {
@@ -85,13 +81,27 @@ class Trainer {
       optimizer.load(checkpoint.open("optimizer"));
       step = checkpoint.step();
     }
-    run_.log(resuming ? "resume" : "start", {{"step", step},
-                                             {"images_seen", step * config_.train.batch},
-                                             {"version", version()},
-                                             {"git", commit_hash()},
-                                             {"device", config_.train.device},
-                                             {"threads", at::get_num_threads()}});
-    return loop(step);
+    run_.log(resuming ? "resume" : "start",
+             {{"step", step},
+              {"images_seen", step * config_.train.batch},
+              {"version", version()},
+              {"git", commit_hash()},
+              {"device", config_.train.device},
+              {"threads", at::get_num_threads()},
+              {"parameters", count_parameters(bundle_.task->module())},
+              {"flops_per_image", bundle_.task->flops()},
+              {"data",
+               {{"description", bundle_.data->info().description},
+                {"count", bundle_.data->size()},
+                {"shape", bundle_.data->info().sample_shape},
+                {"sha256", bundle_.image_sha256.empty() ? hash : bundle_.image_sha256}}}});
+    try {
+      return loop(step);
+    } catch (const std::exception& error) {
+      if (!is_out_of_memory(error)) throw;
+      progress_.end_line();
+      throw out_of_memory(error);
+    }
   }
 
  private:
@@ -100,7 +110,7 @@ class Trainer {
     TrainResult result{.step = step, .images_seen = step * batch};
     Loader loader(*bundle_.data, batch, static_cast<uint64_t>(config_.train.seed), step + 1,
                   config_.data.threads, config_.data.prefetch);
-    FiniteCheck finite(device_of(config_.train));
+    StepGuard guard(config_.train, bundle_.task->module(), run_, progress_);
     const auto start = Clock::now();
     const int64_t first_step = step;
     auto interval_start = start;
@@ -108,12 +118,14 @@ class Trainer {
     while (step < total_) {
       const RawBatch data = loader.next();
       optimizer_->zero_grad();
+      guard.begin();
       const Tensor loss = accumulate(data, step + 1);
-      for (const auto& [name, rows] : bundle_.task->replaced_rows()) optimizer_->forget(name, rows);
       const Tensor norm = optimizer_->grad_norm();
       // The flag of the step before: read only now, so that a GPU is not kept waiting.
-      check_finite(finite, step);
-      const Tensor found_inf = finite.record(loss, norm);
+      guard.check(step);
+      const Tensor found_inf = guard.record(loss, norm);
+      for (const auto& [name, rows] : bundle_.task->replaced_rows())
+        optimizer_->forget(name, rows & (found_inf == 0));
       optimizer_->clip(norm);
       const double lr =
           learning_rate(config_.train.schedule, config_.train.optimizer.lr, step + 1, total_);
@@ -121,14 +133,14 @@ class Trainer {
       ema_->update(step, found_inf);
       averages_.add("loss", loss);
       averages_.add("grad_norm", norm);
-      averages_.count();
-      if (finite.immediate()) check_finite(finite, step + 1);
-      ++step;
+      averages_.count(found_inf);
+      guard.end(found_inf, ++step);
       result.step = step;
       result.images_seen = step * batch;
+      result.skipped = guard.skipped();
 
       if (step % config_.log.every == 0 || step == total_) {
-        check_finite(finite, step);
+        guard.check(step);
         const auto means = averages_.take();
         const double rate =
             static_cast<double>((step - interval_step) * batch) / seconds_since(interval_start);
@@ -144,9 +156,11 @@ class Trainer {
       const bool due = result.images_seen / config_.checkpoint.every !=
                        (result.images_seen - batch) / config_.checkpoint.every;
       if (step == total_ || stop || due || take_save_request()) {
-        check_finite(finite, step);
+        guard.check(step);
         if (step == total_) finish();
         result.checkpoint = save(result);
+        if (options_.picture && signal == 0)
+          run_.log_picture(options_.picture(result.checkpoint), step);
       }
       if (stop && step < total_) {
         result.signal = signal;
@@ -198,21 +212,21 @@ class Trainer {
     return total;
   }
 
-  void check_finite(FiniteCheck& finite, int64_t step) {
-    if (finite.last_is_finite()) return;
-    Checkpoint last;
-    const bool saved = run_.checkpoints().latest(last, /*check_hashes=*/false);
-    const std::string where = saved ? last.folder.string() : "none";
-    run_.log("error",
-             {{"step", step}, {"message", "non-finite loss or gradient"}, {"checkpoint", where}});
-    progress_.end_line();
-    throw Error(ErrorKind::kNonFinite,
-                fmt::format("step {}: expected a finite loss and gradient, got loss {} and norm "
-                            "{}; last checkpoint: {}",
-                            step, finite.loss(), finite.norm(), where),
-                "the weights were not changed by this step; try a lower train.optimizer.lr, more "
-                "schedule.warmup_steps, "
-                "or train.optimizer.grad_clip");
+  // The request, the peak, and the setting that helps; retrying is left to the user.
+  Error out_of_memory(const std::exception& error) {
+    const bool saved = !run_.checkpoints().steps().empty();
+    const int64_t micro = config_.train.micro();
+    const int64_t half = micro / 2;
+    std::string hint = "a smaller model or train.batch is needed";
+    if (micro % 2 == 0 && half % bundle_.task->group_size() == 0) {
+      hint = fmt::format("--set train.micro_batch={}{}", half,
+                         saved ? " with a new --run: the passes of a run are its identity" : "");
+    }
+    const auto message =
+        fmt::format("out of memory with {} images a pass: {}; peak {} MiB", micro,
+                    allocation_request(error), peak_memory(device_of(config_.train)) / kMebi);
+    run_.log("error", {{"message", message}});
+    return {ErrorKind::kDevice, message, hint};
   }
 
   void finish() {

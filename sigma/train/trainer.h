@@ -1,11 +1,16 @@
 // The training loop: data, losses, optimizer, average, checkpoints, log, signals.
 //
 // A step takes train.batch images in micro-batches; the run ends after ceil(images / batch) steps.
-// Not supported: more than one GPU, activation checkpointing, skipping a non-finite step.
+// A step whose loss or gradient is not finite changes no weight, moment, average or statistic: it
+// ends the run (kNonFinite), or is passed over (train.on_nonfinite = skip; more than
+// train.max_skips of them in a row, since the start of the process, end the run).
+//
+// Not supported: more than one GPU, activation checkpointing.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -17,6 +22,10 @@ struct TrainOptions {
   std::filesystem::path run;
   std::vector<std::string> argv;  // recorded in run.json
   bool quiet = false;
+  std::function<void(const std::string&)> on_log;  // sees each line of log.jsonl
+  /// Makes a picture of a saved checkpoint, given its folder, and returns the PNG file in the run,
+  /// which the log names and TensorBoard shows; empty: none. Not called for what a signal saves.
+  std::function<std::filesystem::path(const std::filesystem::path&)> picture;
   bool check_hashes = true;     // of the checkpoint to resume from; false: sizes only
   int64_t stop_after_step = 0;  // > 0: checkpoint and return there, as at a signal (tests)
 };
@@ -24,7 +33,8 @@ struct TrainOptions {
 struct TrainResult {
   int64_t step = 0;
   int64_t images_seen = 0;
-  double loss = 0;  // mean over the last logged interval
+  int64_t skipped = 0;  // steps passed over by this process
+  double loss = 0;      // mean over the last logged interval
   double images_per_second = 0;
   double seconds = 0;
   bool already_done = false;

@@ -97,6 +97,126 @@ TEST_F(Errors, NonFiniteLossStopsAndKeepsTheLastCheckpoint) {
   EXPECT_CONTAINS(r.err, "expected a finite loss and gradient");
 }
 
+// A generator on latents of 64 images, of which some are NaN. Returns the arguments that train it.
+std::vector<std::string> train_on_bad_latents(const Program& p, const std::vector<int>& bad) {
+  p.write("ae.toml", R"(task = "tokenizer"
+[data]
+kind = "idx"
+images = "images.idx"
+labels = "labels.idx"
+[tokenizer]
+patch_size = 4
+bottleneck = { dim = 3 }
+latent_norm = { images = 100 }
+[tokenizer.encoder]
+queries = 5
+trunk = { hidden_size = 16, depth = 1, num_heads = 2, position = "learned" }
+[tokenizer.decoder]
+trunk = { hidden_size = 16, depth = 1, num_heads = 2, position = "none", rope = { kind = "axial" } }
+[train]
+images = 8
+batch = 8
+)");
+  std::vector<std::string> generator = {"train", "tiny.toml"};
+  for (const char* set :
+       {"generator.tokenizer=runs/ae", "generator.patch_size=1", "generator.path={kind=\"ot_fm\"}",
+        "generator.trunk.mlp={kind=\"moe\", num_experts=3, num_chosen=2, "
+        "balance={bias_rate=1e-2}}",
+        "train.images=96", "checkpoint.every=8", "checkpoint.keep_last=1000", "log.every=1"})
+    generator.insert(generator.end(), {"--set", set});
+  const Finished encoder = p.run({"train", "ae.toml"});
+  EXPECT_EQ(encoder.exit, 0) << encoder.err;
+  const Finished made = p.run(generator);  // the file of latents too
+  EXPECT_EQ(made.exit, 0) << made.err;
+  fs::remove_all(p.folder / "runs/tiny");
+  const fs::path file = fs::directory_iterator(p.folder / "runs/ae/latents")->path();
+  std::string bytes = read_file(file);
+  const size_t row = 5 * 3 * sizeof(float);  // latents stand at the end
+  for (const int i : bad)
+    for (size_t at = bytes.size() - (64 - i) * row; at < bytes.size() - (63 - i) * row; at += 4)
+      bytes.replace(at, 4, std::string("\0\0\xc0\x7f", 4));
+  write_file_atomic(file, bytes);
+  return generator;
+}
+
+std::map<int, nlohmann::json> log_steps(const Program& p) {
+  std::map<int, nlohmann::json> steps;
+  std::ifstream log(p.folder / "runs/tiny/log.jsonl");
+  for (std::string line; std::getline(log, line);) {
+    const auto entry = nlohmann::json::parse(line);
+    if (entry.at("event") == "step") steps[entry.at("step")] = entry;
+  }
+  return steps;
+}
+
+TEST_F(Errors, ANonFiniteStepIsSkippedAndChangesNothing) {
+  std::vector<std::string> command = train_on_bad_latents(p, {11});
+  command.insert(command.end(), {"--set", "train.on_nonfinite=skip", "--json"});
+  const Finished r = p.run(command);
+  ASSERT_EQ(r.exit, 0) << r.err;
+  const auto at = [&](int step, const char* name) {
+    return sha256_file(p.folder / fmt::format("runs/tiny/checkpoints/step-{:07}", step) / name);
+  };
+  int skipped = 0;
+  for (const auto& [step, entry] : log_steps(p)) {
+    const bool flagged = entry.contains("nonfinite");
+    skipped += flagged ? 1 : 0;
+    if (flagged) EXPECT_CONTAINS(r.err, fmt::format("step {} is skipped", step));
+    if (step == 1) continue;
+    // Buffers too: the balance of the experts is in the model.
+    for (const char* name : {"model.safetensors", "ema-main.safetensors", "optimizer.safetensors"})
+      EXPECT_EQ(at(step, name) == at(step - 1, name), flagged) << step << " " << name;
+  }
+  EXPECT_GE(skipped, 1);  // 12 steps of 8 of 64 images
+  EXPECT_LE(skipped, 2);
+  const std::string last = r.out.substr(r.out.rfind('\n', r.out.size() - 2) + 1);
+  EXPECT_EQ(nlohmann::json::parse(last).at("result").at("skipped"), skipped);
+}
+
+TEST_F(Errors, ANonFiniteStepStopsBeforeItIsSavedAndSkippingHasAnEnd) {
+  const std::vector<std::string> command = train_on_bad_latents(p, {11});
+  const Finished r = p.run(command);
+  EXPECT_EQ(r.exit, 6);
+  const auto all = p.checkpoints("runs/tiny");
+  const int saved = static_cast<int>(all.size());
+  EXPECT_CONTAINS(r.err, fmt::format("step {}: expected a finite loss", saved + 1));
+  EXPECT_CONTAINS(r.err, fmt::format("images [{}, {}) of the run", saved * 8, saved * 8 + 8));
+  EXPECT_CONTAINS(r.err, saved == 0 ? "checkpoint: none" : all.back().filename().string());
+  EXPECT_EQ(log_steps(p).size(), all.size());
+
+  fs::remove_all(p.folder / "runs");
+  std::vector<int> every(64);
+  for (int i = 0; i < 64; ++i) every[i] = i;
+  std::vector<std::string> skip = train_on_bad_latents(p, every);
+  skip.insert(skip.end(), {"--set", "train.on_nonfinite=skip", "--set", "train.max_skips=3"});
+  const Finished ended = p.run(skip);
+  EXPECT_EQ(ended.exit, 6);
+  EXPECT_CONTAINS(ended.err, "step 4: expected a finite loss");
+  EXPECT_CONTAINS(ended.err, "after 3 skipped steps");
+}
+
+TEST_F(Errors, OutOfMemoryNamesTheSettingThatFits) {
+  const auto limited = [&](std::vector<std::string> more) {
+    std::vector<std::string> command = {"train", "tiny.toml",         "--set", "train.batch=32768",
+                                        "--set", "train.images=32768"};
+    command.insert(command.end(), more.begin(), more.end());
+    return p.run(command, [] {
+      const rlimit limit = {.rlim_cur = 600'000'000, .rlim_max = 600'000'000};
+      setrlimit(RLIMIT_DATA, &limit);
+    });
+  };
+  Finished r = limited({});
+  EXPECT_EQ(r.exit, 5);
+  EXPECT_CONTAINS(r.err, "out of memory with 32768 images a pass: you tried to allocate");
+  EXPECT_CONTAINS(r.err, "; peak ");
+  for (int micro = 16384; r.exit != 0 && micro >= 2048; micro /= 2) {
+    const std::string set = fmt::format("train.micro_batch={}", micro);
+    EXPECT_CONTAINS(r.err, "hint: --set " + set);
+    r = limited({"--set", set});
+  }
+  EXPECT_EQ(r.exit, 0) << r.err;
+}
+
 TEST_F(Errors, NoGpu) {
   if (torch::cuda::is_available()) GTEST_SKIP() << "this machine has a GPU";
   const Finished r = p.run({"train", "tiny.toml", "--device", "cuda"});

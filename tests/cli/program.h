@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
@@ -49,6 +50,12 @@ class Program {
   /// Starts the program; `prepare` runs in the child before it.
   pid_t start(const std::vector<std::string>& arguments,
               const std::function<void()>& prepare = {}) const {
+    return start_program(SIGMA_BINARY_DIR "/sigma", arguments, prepare);
+  }
+
+  /// The same with another program.
+  pid_t start_program(std::string program, const std::vector<std::string>& arguments,
+                      const std::function<void()>& prepare = {}) const {
     const pid_t child = fork();
     if (child != 0) return child;
     if (!freopen(path("stdout").c_str(), "w", stdout) ||
@@ -57,7 +64,6 @@ class Program {
     if (chdir(folder.c_str()) != 0) _exit(99);
     setenv("OMP_NUM_THREADS", "1", 1);
     if (prepare) prepare();
-    std::string program = SIGMA_BINARY_DIR "/sigma";
     std::vector<char*> argv = {program.data()};
     std::vector<std::string> copy = arguments;
     for (std::string& argument : copy) argv.push_back(argument.data());
@@ -77,6 +83,11 @@ class Program {
   Finished run(const std::vector<std::string>& arguments,
                const std::function<void()>& prepare = {}) const {
     return wait(start(arguments, prepare));
+  }
+
+  Finished run_program(const std::string& program,
+                       const std::vector<std::string>& arguments) const {
+    return wait(start_program(program, arguments));
   }
 
   void write(const std::string& name, const std::string& text) const {

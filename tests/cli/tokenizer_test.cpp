@@ -78,7 +78,8 @@ ema = {{ decay = 0.9 }}
     ASSERT_EQ(r.exit, 0) << r.err;
   }
   nlohmann::json json_of(std::vector<std::string> command) const {
-    command.emplace_back("--json");
+    // The tests share a folder, and the names in it.
+    command.insert(command.end(), {"--json", "-f"});
     const Finished r = p.run(command);
     EXPECT_EQ(r.exit, 0) << r.err;
     return nlohmann::json::parse(r.out).at("result");

@@ -5,7 +5,9 @@
 
 #include <cmath>
 
+#include "sigma/base/error.h"
 #include "sigma/train/ema.h"
+#include "tests/testing/scratch.h"
 
 namespace sigma {
 namespace {
@@ -51,6 +53,37 @@ TEST(Schedule, WarmsUpHoldsAndFalls) {
   EXPECT_DOUBLE_EQ(learning_rate(cosine, 2, 50, 100), 2);
   EXPECT_NEAR(learning_rate(cosine, 2, 75, 100), 2 * 0.55, 1e-12);
   EXPECT_NEAR(learning_rate(cosine, 2, 100, 100), 0.2, 1e-12);
+}
+
+TEST(LoadTensors, OneErrorListsAllAndNothingIsLoaded) {
+  const Scratch scratch;
+  const std::filesystem::path path = scratch.path("w.safetensors");
+  write_safetensors(path,
+                    {{"good", torch::ones({2})},
+                     {"shape", torch::ones({2, 3})},
+                     {"dtype", torch::ones({4}, torch::kHalf)},
+                     {"stranger", torch::ones({1})}},
+                    {});
+  const SafetensorsFile file(path);
+  const NamedTensors targets = {{"good", torch::zeros({2})},
+                                {"shape", torch::zeros({3, 2})},
+                                {"dtype", torch::zeros({4})},
+                                {"absent", torch::zeros({5})}};
+  const auto message = [&](bool extra) -> std::string {
+    try {
+      load_tensors(targets, file, extra);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kCheckpoint);
+      return error.what();
+    }
+    return "";
+  };
+  for (const char* part :
+       {"missing: absent", "shape of shape: expected [3,2], got [2,3]",
+        "dtype of dtype: expected Float, got Half", "not in the model: stranger"})
+    EXPECT_NE(message(false).find(part), std::string::npos) << message(false);
+  EXPECT_EQ(message(true).find("stranger"), std::string::npos);
+  EXPECT_TRUE(torch::equal(targets[0].second, torch::zeros({2})));
 }
 
 }  // namespace

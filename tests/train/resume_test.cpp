@@ -1,6 +1,8 @@
 // 200 steps straight and 200 steps with 5 stops give the same bytes.
+#include "sigma/train/run_log.h"
 #include "sigma/train/trainer.h"
 #include "tests/cli/program.h"
+#include "tests/testing/event_reader.h"
 
 namespace sigma {
 namespace {
@@ -39,6 +41,18 @@ TEST(Resume, FiveStopsChangeNoByte) {
   EXPECT_EQ(expected.size(), 3u);
   EXPECT_EQ(hashes(p.checkpoints("stopped").back()), expected);
   EXPECT_TRUE(train(config, {.run = p.path("stopped"), .quiet = true}).already_done);
+
+  // One curve, in the log and for TensorBoard, each step once.
+  std::vector<int64_t> logged, shown;
+  for (const LogStep& step : read_run_log(p.path("stopped")).steps)
+    logged.push_back(step.cost.step);
+  for (const auto& event : testing::read_event_folder(p.path("stopped/events")).events) {
+    for (const auto& value : event.values) {
+      if (value.tag == "loss") shown.push_back(event.step);
+    }
+  }
+  EXPECT_EQ(shown.size(), 20u);
+  EXPECT_EQ(shown, logged);
 }
 
 }  // namespace

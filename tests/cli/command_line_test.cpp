@@ -1,0 +1,243 @@
+// What all commands share: help, --json, -n, -f, -o, -v, colours, closed pipes.
+#include <fcntl.h>
+#include <pty.h>
+
+#include "sigma/io/images.h"
+#include "tests/cli/program.h"
+
+namespace sigma {
+namespace {
+
+using nlohmann::json;
+
+class CommandLine : public ::testing::Test {
+ protected:
+  CommandLine() : p("commands") {
+    p.write_data();
+    p.write_recipe();
+  }
+  void train() { ASSERT_EQ(p.run({"train", "tiny.toml", "--set", "train.images=80"}).exit, 0); }
+  // What a command prints to stderr where that is a terminal.
+  std::string on_terminal(const std::vector<std::string>& arguments,
+                          const std::function<void()>& environment) {
+    int master = -1, slave = -1;
+    EXPECT_EQ(openpty(&master, &slave, nullptr, nullptr, nullptr), 0);
+    const pid_t child = p.start(arguments, [&] {
+      setenv("TERM", "xterm", 1);
+      unsetenv("NO_COLOR");
+      environment();
+      dup2(slave, STDERR_FILENO);
+    });
+    p.wait(child);
+    close(slave);
+    std::string out(4096, '\0');
+    const ssize_t count = read(master, out.data(), out.size());
+    close(master);
+    out.resize(static_cast<size_t>(std::max<ssize_t>(count, 0)));
+    return out;
+  }
+  Program p;
+};
+
+TEST_F(CommandLine, HelpSortsCommandsByPurposeAndShowsExamplesFirst) {
+  const std::string help = p.run({"--help"}).out;
+  EXPECT_FALSE(contains(help, "Subcommands:")) << "a command without a purpose:\n" << help;
+  for (const char* part : {"Train:", "Make images:", "Measure and look:", "regenerate",
+                           "Exit codes:", "--dry-run", "--color"})
+    EXPECT_CONTAINS(help, part);
+  const std::vector<std::vector<std::string>> commands = {
+      {}, {"train"}, {"regenerate"}, {"inspect", "routing"}, {"config", "keys"}};
+  for (const std::vector<std::string>& command : commands) {
+    std::vector<std::string> with = command;
+    with.emplace_back("--help");
+    const std::string full = p.run(with).out;
+    EXPECT_CONTAINS(full, "Examples:");
+    EXPECT_LT(full.find("Examples:"), full.find("Usage:")) << full;
+    EXPECT_CONTAINS(full, fmt::format("Usage: sigma{}{} ", command.empty() ? "" : " ",
+                                      fmt::join(command, " ")));
+    EXPECT_CONTAINS(full, "--json");
+    with.back() = "-h";
+    const Finished brief = p.run(with);
+    EXPECT_EQ(brief.exit, 0);
+    EXPECT_CONTAINS(brief.out, "Usage:");
+    EXPECT_FALSE(contains(brief.out, "Examples:"));
+    EXPECT_LT(brief.out.size(), full.size());
+  }
+}
+
+TEST_F(CommandLine, JsonIsOneObjectEverywhere) {
+  train();
+  const std::vector<std::vector<std::string>> commands = {
+      {"sample", "runs/tiny", "-o", "a.png"},
+      {"regenerate", "a.png"},
+      {"eval", "runs/tiny", "--metrics", "energy_pixels", "--count", "8"},
+      {"report", "runs/tiny"},
+      {"compare", "runs/tiny", "runs/tiny"},
+      {"inspect", "attention", "runs/tiny"},
+      {"inspect", "routing", "runs/tiny"},
+      {"inspect", "reconstruction", "runs/tiny"},
+      {"tokenize", "runs/tiny", "train"},
+      {"detokenize", "runs/tiny", "none.safetensors"},
+      {"show", "runs/tiny"},
+      {"config", "show", "tiny.toml"},
+      {"config", "check", "tiny.toml"},
+      {"config", "keys", "train"},
+      {"config", "diff", "tiny.toml", "runs/tiny"},
+      {"config", "list"},
+      {"data", "check", "tiny.toml"},
+      {"data", "list"},
+      {"version"}};
+  for (std::vector<std::string> command : commands) {
+    command.emplace_back("--json");
+    const Finished r = p.run(command);
+    const json out = json::parse(r.out, nullptr, /*allow_exceptions=*/false);
+    ASSERT_TRUE(out.is_object()) << command[0] << ": " << r.out << r.err;
+    EXPECT_CONTAINS(out.at("command").get<std::string>(), command[0]);
+    EXPECT_EQ(out.at("ok"), r.exit == 0);
+    if (r.exit == 0) {
+      EXPECT_TRUE(out.contains("result"));
+    } else {
+      EXPECT_EQ(out.at("error").at("exit"), r.exit);
+      EXPECT_FALSE(out.at("error").at("message").get<std::string>().empty());
+      EXPECT_TRUE(out.at("error").contains("kind") && out.at("error").contains("hint"));
+    }
+  }
+  // Before the subcommand too, and where the command line itself is refused.
+  EXPECT_EQ(json::parse(p.run({"--json", "version"}).out).at("command"), "version");
+  const Finished refused = p.run({"sample", "runs/tiny", "--no-such-flag", "--json"});
+  EXPECT_EQ(refused.exit, 2);
+  EXPECT_EQ(json::parse(refused.out).at("error").at("kind"), "usage");
+  EXPECT_EQ(json::parse(refused.out).at("command"), "sample");
+  const Finished misspelt = p.run({"config", "shwo", "tiny.toml"});
+  EXPECT_EQ(misspelt.exit, 2);
+  EXPECT_CONTAINS(misspelt.err, "shwo: expected one of show, check");
+  EXPECT_CONTAINS(misspelt.err, "did you mean show?");
+  // train: the lines of the log, then the object.
+  const Finished trained =
+      p.run({"train", "tiny.toml", "--run", "runs/b", "--set", "train.images=80", "--json", "-q"});
+  std::istringstream lines(trained.out);
+  std::vector<json> objects;
+  for (std::string line; std::getline(lines, line);) objects.push_back(json::parse(line));
+  ASSERT_GE(objects.size(), 4u);
+  EXPECT_EQ(objects.front().at("event"), "start");
+  EXPECT_EQ(objects.back().at("result").at("images_seen"), 80);
+  EXPECT_EQ(trained.err, "");
+}
+
+TEST_F(CommandLine, ADryRunWritesNothing) {
+  train();
+  const auto files = [&] {
+    std::vector<std::string> out;
+    for (const auto& entry : fs::recursive_directory_iterator(p.folder)) {
+      const std::string name = entry.path().filename();
+      if (name != "stdout" && name != "stderr") out.push_back(entry.path());
+    }
+    std::sort(out.begin(), out.end());
+    return out;
+  };
+  ASSERT_EQ(p.run({"sample", "runs/tiny", "-o", "a.png"}).exit, 0);
+  ASSERT_EQ(p.run({"train", "tiny.toml", "--run", "runs/other", "--set", "train.images=80"}).exit,
+            0);
+  const auto before = files();
+  for (const std::vector<std::string>& command : std::vector<std::vector<std::string>>{
+           {"train", "tiny.toml", "--run", "runs/third", "-n"},
+           {"sample", "runs/tiny", "-o", "b.png", "-n"},
+           {"sample", "runs/tiny", "-o", "b/", "-n", "--count", "3"},
+           {"sample", "runs/tiny", "-o", "b.png", "--seeds", "2", "-n"},
+           {"regenerate", "a.png", "-o", "again.png", "-n"},
+           {"report", "runs/tiny", "-n"},
+           {"compare", "runs/tiny", "runs/other", "--html", "c.html", "-n"},
+           {"data", "check", "tiny.toml", "--sheet", "sheet.png", "-n"},
+           {"config", "show", "tiny.toml", "-o", "all.toml", "-n"}}) {
+    const Finished r = p.run(command);
+    EXPECT_EQ(r.exit, 0) << r.err;
+    EXPECT_FALSE(r.out.empty());
+    EXPECT_EQ(files(), before) << command[0];
+  }
+  EXPECT_CONTAINS(p.run({"sample", "runs/tiny", "-o", "b/", "-n", "--count", "3"}).out,
+                  "would write b/000002.png");
+}
+
+TEST_F(CommandLine, FilesAreOverwrittenOnlyByForce) {
+  train();
+  p.write("mine.png", "precious");
+  const Finished r = p.run({"sample", "runs/tiny", "-o", "mine.png"});
+  EXPECT_EQ(r.exit, 2);
+  EXPECT_CONTAINS(r.err, "mine.png: expected a new file, found one");
+  EXPECT_CONTAINS(r.err, "-f overwrites it");
+  EXPECT_EQ(read_file(p.folder / "mine.png"), "precious");
+  EXPECT_EQ(p.run({"sample", "runs/tiny", "-o", "mine.png", "-f"}).exit, 0);
+  EXPECT_EQ(decode_image(read_file(p.folder / "mine.png"), "mine").channels, 1);
+  // Text that would go to stdout goes to a file.
+  EXPECT_EQ(p.run({"config", "show", "tiny.toml", "-o", "all.toml"}).out, "");
+  EXPECT_EQ(p.run({"config", "check", "all.toml"}).exit, 0);
+  EXPECT_EQ(p.run({"version", "--json", "-o", "all.toml"}).exit, 2);
+  EXPECT_EQ(p.run({"version", "--json", "-o", "all.toml", "--force"}).exit, 0);
+  EXPECT_EQ(json::parse(read_file(p.folder / "all.toml")).at("ok"), true);
+}
+
+TEST_F(CommandLine, VerboseAndQuiet) {
+  const Finished verbose = p.run({"config", "check", "tiny.toml", "-v"});
+  EXPECT_CONTAINS(verbose.err, "torch");
+  EXPECT_CONTAINS(verbose.err, "config check: ");
+  EXPECT_EQ(p.run({"config", "check", "tiny.toml"}).err, "");
+  const std::vector<std::string> command = {"train", "tiny.toml", "--set", "train.images=80"};
+  EXPECT_CONTAINS(p.run(command).err, "step 10/10");
+  std::vector<std::string> quiet = command;
+  quiet.insert(quiet.end(), {"--run", "runs/quiet", "-q"});
+  EXPECT_EQ(p.run(quiet).err, "");
+}
+
+TEST_F(CommandLine, ColoursAreForTerminalsThatWantThem) {
+  const std::vector<std::string> wrong = {"show", "nothing"};
+  const std::string red = "\x1b[31m";
+  EXPECT_CONTAINS(on_terminal(wrong, [] {}), red);
+  EXPECT_CONTAINS(on_terminal(wrong, [] { setenv("NO_COLOR", "", 1); }), red);
+  EXPECT_FALSE(contains(on_terminal(wrong, [] { setenv("NO_COLOR", "1", 1); }), "\x1b"));
+  EXPECT_FALSE(contains(on_terminal(wrong, [] { setenv("TERM", "dumb", 1); }), "\x1b"));
+  EXPECT_FALSE(contains(on_terminal({"show", "nothing", "--color", "never"}, [] {}), "\x1b"));
+  EXPECT_FALSE(contains(p.run(wrong).err, "\x1b"));
+  EXPECT_CONTAINS(p.run({"show", "nothing", "--color", "always"}).err, red);
+  EXPECT_EQ(p.run({"version", "--color", "sometimes"}).exit, 2);
+  // Progress is redrawn on a terminal, and plain lines elsewhere and on a dumb one.
+  const std::vector<std::string> train = {"train", "tiny.toml", "--set", "train.images=80",
+                                          "--run"};
+  const auto with = [&](const std::string& run) {
+    std::vector<std::string> out = train;
+    out.push_back(run);
+    return out;
+  };
+  EXPECT_CONTAINS(on_terminal(with("runs/a"), [] {}), "\r\x1b[K");
+  EXPECT_FALSE(contains(on_terminal(with("runs/b"), [] { setenv("TERM", "dumb", 1); }), "\x1b"));
+}
+
+TEST_F(CommandLine, AClosedPipeEndsTheOutputQuietlyAndAFullDiskDoesNot) {
+  const auto closed_pipe = [](int descriptor) {
+    return [descriptor] {
+      int ends[2];
+      if (pipe(ends) != 0) _exit(99);
+      close(ends[0]);
+      dup2(ends[1], descriptor);
+    };
+  };
+  // Longer than a pipe's or a stream's buffer.
+  for (const char* format : {"--json", "--quiet"}) {
+    const Finished r = p.run({"config", "keys", format}, closed_pipe(STDOUT_FILENO));
+    EXPECT_EQ(r.exit, 0);
+    EXPECT_EQ(r.err, "");
+  }
+  EXPECT_EQ(p.run({"--help"}, closed_pipe(STDOUT_FILENO)).exit, 0);
+  // Nobody reads the progress: the training goes on.
+  EXPECT_EQ(p.run({"train", "tiny.toml", "--set", "train.images=80", "--set", "log.interval=0"},
+                  closed_pipe(STDERR_FILENO))
+                .exit,
+            0);
+  EXPECT_TRUE(fs::exists(p.folder / "runs/tiny/checkpoints/step-0000010"));
+  const Finished full =
+      p.run({"version"}, [] { dup2(open("/dev/full", O_WRONLY | O_CLOEXEC), STDOUT_FILENO); });
+  EXPECT_EQ(full.exit, 7);
+  EXPECT_CONTAINS(full.err, "standard output: cannot write");
+}
+
+}  // namespace
+}  // namespace sigma
