@@ -30,13 +30,14 @@ class Commands {
   CLI::App* add(CLI::App& parent, const std::string& name, const std::string& about,
                 const std::string& examples, std::function<CommandResult()> action);
   void add_train(CLI::App& app, int argc, char** argv);
-  void add_sample(CLI::App& app);
-  void add_regenerate(CLI::App& app);
-  void add_eval(CLI::App& app);
   void add_config(CLI::App& app);
   void add_data(CLI::App& app);
   void add_inspect(CLI::App& app);
   void add_inspect_routing(CLI::App& inspect);
+  // commands_generator.cpp
+  void add_sample(CLI::App& app);
+  void add_regenerate(CLI::App& app);
+  void add_eval(CLI::App& app);
   // commands_tokenizer.cpp
   void add_tokenize(CLI::App& app);
   void add_inspect_reconstruction(CLI::App& inspect);

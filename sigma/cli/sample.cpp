@@ -84,6 +84,12 @@ CommandResult run_sample(const SampleCommand& command, const GlobalOptions& glob
   const bool folder = command.out.ends_with('/') || std::filesystem::is_directory(out_path);
   SIGMA_CHECK(kUsage, folder || out_path.extension() == ".png",
               "-o {}: expected FILE.png for a grid, or DIR/ for single images", command.out);
+  if (!folder && job.count() > kMaxInPicture) {
+    throw Error(ErrorKind::kUsage,
+                fmt::format("--count: expected at most {} images in a grid, got {}", kMaxInPicture,
+                            job.count()),
+                "-o DIR/ writes single images");
+  }
   const std::vector<SamplerConfig> samplers = job.samplers();
   std::vector<std::filesystem::path> paths;
   std::vector<std::string> files;

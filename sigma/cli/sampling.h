@@ -49,6 +49,9 @@ std::vector<SamplerConfig> samplers_of(const LoadedGenerator& generator, std::ve
 /// What the last bits depend on beside build, device and dtype: "AVX2, 2 threads".
 std::string hardware_text(torch::Device device);
 
+/// More would not fit: the records of a picture share a chunk of 1 MiB.
+constexpr int64_t kMaxInPicture = 1200;
+
 /// A picture that shows images, each noted with its place.
 class Sheet {
  public:

@@ -13,10 +13,9 @@
 namespace sigma {
 namespace {
 
-constexpr int64_t kUnlabelled = 8;    // images a seed
-constexpr int64_t kMaxImages = 1500;  // of a picture: their records fill its chunk
-constexpr int64_t kGap = 2;           // between images
-constexpr int64_t kSpace = 10;        // between grids
+constexpr int64_t kUnlabelled = 8;  // images a seed
+constexpr int64_t kGap = 2;         // between images
+constexpr int64_t kSpace = 10;      // between grids
 constexpr int64_t kMargin = 8;
 
 struct Sweep {
@@ -51,9 +50,9 @@ Sweep plan(const SampleCommand& command, const LoadedGenerator& generator) {
   if (sweep.count == 0)
     sweep.count = labels.empty() ? kUnlabelled : static_cast<int64_t>(labels.size());
   const auto grids = static_cast<int64_t>(sweep.samplers.size());
-  SIGMA_CHECK(kUsage, sweep.count >= 1 && sweep.count <= kMaxImages / command.seeds / grids,
+  SIGMA_CHECK(kUsage, sweep.count >= 1 && sweep.count <= kMaxInPicture / command.seeds / grids,
               "--count: expected in [1, {}] for {} seeds and {} settings, got {}",
-              kMaxImages / command.seeds / grids, command.seeds, grids, sweep.count);
+              kMaxInPicture / command.seeds / grids, command.seeds, grids, sweep.count);
   sweep.labels = spread_labels(labels, sweep.count);
   sweep.columns = std::max<int64_t>(1, static_cast<int64_t>(steps.size()));
   return sweep;

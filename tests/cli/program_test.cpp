@@ -62,6 +62,7 @@ TEST_F(ProgramTest, TrainsRepeatsAndSamples) {
   for (const char* name : {"grid-steps1-guidance1.png", "grid-steps2-guidance2.png"})
     EXPECT_TRUE(fs::exists(p.folder / name));
   EXPECT_EQ(p.run({"sample", "runs/tiny", "--labels", "4"}).exit, 2);
+  EXPECT_CONTAINS(p.run({"sample", "runs/tiny", "--count", "1201"}).err, "-o DIR/ writes single");
 
   const Finished eval =
       p.run({"eval", "runs/tiny", "--metrics", "energy_pixels", "--count", "32", "--json"});
