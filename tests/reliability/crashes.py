@@ -56,7 +56,7 @@ def kills(count=500, seed=0):
 def trace_save(lab, base, run):
     """[(call, k)] of the save of step 2: the k-th of its kind in the main thread."""
     shutil.copytree(base, run.path)
-    code, _, err = lab.run(*THREE_STEPS(lab), before=("strace", "-f", "-o", "trace", "-e",
+    code, _, err = lab.run(*THREE_STEPS(lab), before=("strace", "-f", "-s", "200", "-o", "trace", "-e",
                                                      "trace=write,fsync,rename,close,mkdir"))
     check(code == 0, err)
     lines = (lab.folder / "trace").read_text().splitlines()

@@ -129,12 +129,13 @@ class RunFolder:
             return []
         out = []
         for line in text.split("\n"):
+            if not any(f'"event":"{event}"' in line for event in events):
+                continue
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if entry["event"] in events:
-                out.append(entry)
+            out.append(entry)
         return out
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The full reliability tests of one process; docs/reliability.md has the table. Needs a build (./test.sh build).
-#   tests/reliability/run.sh R1 [KILLS]         kill -9 at random moments
+#   tests/reliability/run.sh R1 [KILLS] [SEED]  kill -9 at random moments
 #   tests/reliability/run.sh R2                 every write, fsync, rename, close of a save fails (needs strace)
 #   tests/reliability/run.sh R3                 exact resume
 #   tests/reliability/run.sh R6 [SECONDS] [NAME]   fuzzers, SECONDS each (build-asan, made here)
