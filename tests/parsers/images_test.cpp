@@ -101,11 +101,10 @@ TEST(Png, RefusesWhatIsBroken) {
 }
 
 TEST(Png, RefusesAnimations) {
-  const std::string start = kPngStart + png_header(1, 1, 8, 0);
   const std::string frames = png_chunk("acTL", big_endian_u32(2) + big_endian_u32(0));
-  const std::string pixels = png_data(std::string("\0a", 2)) + kPngEnd;
-  EXPECT_EQ(reason(start + pixels), "");
-  EXPECT_NE(reason(start + frames + pixels).find("animated PNG"), std::string::npos);
+  const std::string rows("\0a", 2);
+  EXPECT_EQ(reason(png(png_header(1, 1, 8, 0), "", rows)), "accepted");
+  EXPECT_HAS(reason(png(png_header(1, 1, 8, 0), frames, rows)), "animated PNG");
 }
 
 TEST(Png, LimitsComeBeforeMemory) {
