@@ -85,7 +85,7 @@ struct ReportCommand {
   std::string run;
   std::string out;  // FILE.html; empty: RUN/report.html; -: stdout
 };
-CommandResult run_report(const ReportCommand& command);
+CommandResult run_report(const ReportCommand& command, const GlobalOptions& global);
 
 struct CompareCommand {
   std::vector<std::string> runs;

@@ -10,7 +10,7 @@ void Commands::add_report(CLI::App& app) {
                       "One HTML file about a run: samples, curves, metrics with their provenance,\n"
                       "settings, data, events. No scripts, nothing loaded from outside.",
                       "  sigma report runs/quickstart\n  sigma report runs/quickstart -o q.html\n",
-                      [this] { return run_report(report_); });
+                      [this] { return run_report(report_, global_); });
   sub->add_option("RUN", report_.run, "a run directory, or its name under runs/")->required();
   sub->add_option("-o,--out", report_.out, "FILE.html; default RUN/report.html; -: stdout");
 }

@@ -4,9 +4,8 @@
 #include "sigma/cli/compare.h"
 #include "sigma/cli/html.h"
 #include "sigma/cli/report_parts.h"
+#include "sigma/cli/sample_grid.h"
 #include "sigma/cli/svg_plot.h"
-#include "sigma/train/load_generator.h"
-#include "sigma/train/sample_grid.h"
 
 namespace sigma {
 namespace {
@@ -27,10 +26,9 @@ std::string curves(const Comparison& c) {
 std::string grid_of(const ComparedRun& run, const std::string& device) {
   try {
     const LoadedGenerator g = load_generator(run.folder.string(), "main", device);
-    const Image grid = sample_grid(*g.model, compute_dtype_of(g.config.train));
     const SamplerConfig& sampler = g.config.generator.sampler;
     return html_picture(
-        encode_png(grid),
+        encode_png(sample_grid(g).picture()),
         fmt::format("{}: at step {}; steps {}, guidance {}, averaged weights {}", run.name, g.step,
                     sampler.steps, sampler.guidance.scale, g.weights_sha256.substr(0, 12)));
   } catch (const Error& error) {

@@ -153,6 +153,7 @@ std::vector<std::string> obstacle_lines(const Comparison& c) {
 }
 
 CommandResult run_compare(const CompareCommand& command, const GlobalOptions& global) {
+  if (!command.html.empty()) check_output(command.html, global);
   const Comparison c = compare_runs(command.runs, command.at);
   CommandResult out;
   out.result = to_json(c);
@@ -162,6 +163,11 @@ CommandResult run_compare(const CompareCommand& command, const GlobalOptions& gl
   else out.text += "\n" + text_table(metrics_table(c));
   for (const std::string& line : obstacle_lines(c)) out.text += line + "\n";
   if (command.html.empty()) return out;
+  if (global.dry_run) {
+    out.result["would_write"] = command.html;
+    out.text += fmt::format("would write {}\n", command.html);
+    return out;
+  }
   const std::string html = comparison_page(c, global.device);
   write_file_atomic(command.html, html);
   out.result["html"] = command.html;

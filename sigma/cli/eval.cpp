@@ -72,15 +72,15 @@ CommandResult run_eval(const EvalCommand& command, const GlobalOptions& global) 
   SIGMA_CHECK(kUsage, command.batch >= 1 && command.count >= 0 && command.count != 1,
               "--count and --batch: expected at least 2 and 1");
   CommandResult out;
-  if (task == "tokenizer") return recorded(eval_tokenizer(command, global, run));
-  if (task == "classifier") return recorded(eval_classifier(command, global, run));
+  if (task == "tokenizer") return recorded(eval_tokenizer(command, global, run), global);
+  if (task == "classifier") return recorded(eval_classifier(command, global, run), global);
   const LoadedGenerator generator = load_generator(command.run, command.ema, global.device);
   const Json rows = measure_settings(command, generator, global.quiet);
   out.result = {
       {"run", run.string()}, {"step", generator.step}, {"weights_sha256", generator.weights_sha256},
       {"ema", command.ema},  {"seed", command.seed},   {"rows", rows}};
   out.text = table_of(rows);
-  return recorded(std::move(out));
+  return recorded(std::move(out), global);
 }
 
 }  // namespace sigma

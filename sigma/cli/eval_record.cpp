@@ -4,13 +4,15 @@
 #include <numeric>
 
 #include "sigma/base/error.h"
+#include "sigma/base/progress.h"
 #include "sigma/base/version.h"
 #include "sigma/train/config.h"
 #include "sigma/train/run.h"
 
 namespace sigma {
 
-CommandResult recorded(CommandResult evaluation) {
+CommandResult recorded(CommandResult evaluation, const GlobalOptions& global) {
+  if (global.dry_run) return evaluation;
   const std::filesystem::path run = evaluation.result.at("run").get<std::string>();
   const int64_t batch = load_config_toml(run / "config.toml").train.batch;
   Json line = evaluation.result;
@@ -21,7 +23,7 @@ CommandResult recorded(CommandResult evaluation) {
   try {
     append_to_log(run, "eval", line);
   } catch (const Error& error) {
-    fmt::print(stderr, "warning: the result is not in the run's log: {}\n", error.what());
+    print_note(fmt::format("warning: the result is not in the run's log: {}", error.what()));
   }
   return evaluation;
 }

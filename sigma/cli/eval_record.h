@@ -11,8 +11,8 @@
 namespace sigma {
 
 /// Adds the result of an evaluation to the log of its run and hands it on. A log that cannot be
-/// written is a warning: the result is not lost for it.
-CommandResult recorded(CommandResult evaluation);
+/// written is a warning: the result is not lost for it. A dry run leaves the log alone.
+CommandResult recorded(CommandResult evaluation, const GlobalOptions& global);
 
 /// A metric of a run with all that it depends on.
 struct Measurement {

@@ -205,7 +205,7 @@ std::string page(const Source& run) {
 
 }  // namespace
 
-CommandResult run_report(const ReportCommand& command) {
+CommandResult run_report(const ReportCommand& command, const GlobalOptions& global) {
   Source run;
   run.folder = find_run(command.run);
   run.info = Json::parse(read_file(run.folder / "run.json"));
@@ -215,6 +215,9 @@ CommandResult run_report(const ReportCommand& command) {
   const std::string html = page(run);
   if (command.out == "-") return {.result = {{"html", html}}, .text = html};
   const fs::path out = command.out.empty() ? run.folder / "report.html" : fs::path(command.out);
+  // Its own place in the run it may take again.
+  if (!command.out.empty()) check_output(command.out, global);
+  if (global.dry_run) return planned({out.string()}, "a report of " + run.folder.string());
   write_file_atomic(out, html);
   return {
       .result = {{"file", out.string()}, {"bytes", html.size()}},

@@ -65,10 +65,9 @@ int64_t step_of(const std::string& stem) {
 }
 
 std::string caption_of(const fs::path& file, const fs::path& run, const std::string& png) {
-  const std::string name = file.stem().string();
-  if (const int64_t step = step_of(name); step >= 0)
-    return fmt::format("step {}: averaged weights, the run's own sampler", step);
-  const std::string where = fs::relative(file, run).string();
+  const int64_t step = step_of(file.stem().string());
+  const std::string where =
+      step >= 0 ? fmt::format("step {}", step) : fs::relative(file, run).string();
   try {
     const std::string record = record_text(png, file.string());
     return record.empty() ? where : where + ": " + record;

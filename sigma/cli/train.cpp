@@ -2,6 +2,7 @@
 #include "sigma/base/progress.h"
 #include "sigma/cli/cli.h"
 #include "sigma/cli/output.h"
+#include "sigma/cli/sample_grid.h"
 #include "sigma/io/files.h"
 #include "sigma/train/trainer.h"
 
@@ -60,6 +61,7 @@ CommandResult run_train(const TrainCommand& command, const GlobalOptions& global
                        .argv = command.argv,
                        .quiet = global.quiet,
                        .check_hashes = command.verify == "hash"};
+  options.picture = write_sample_grid;
   // Lines of the log before the result.
   if (global.json) options.on_log = [](const std::string& line) { write_stdout(line + "\n"); };
   const TrainResult r = train(config, options);

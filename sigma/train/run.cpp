@@ -10,6 +10,7 @@
 #include "sigma/base/error.h"
 #include "sigma/base/progress.h"
 #include "sigma/base/version.h"
+#include "sigma/io/images.h"
 
 namespace sigma {
 namespace {
@@ -158,16 +159,12 @@ void Run::follow(const std::string& event, const Json& line) {
   }
 }
 
-void Run::log_picture(const Image& image, int64_t step) {
-  const std::string png = encode_png(image);
-  const std::string file = fmt::format("samples/step-{:07}.png", step);
-  std::error_code error;
-  std::filesystem::create_directories(folder_ / "samples", error);
-  SIGMA_CHECK(kIo, !error, "{}: cannot be created: {}", (folder_ / "samples").string(),
-              error.message());
-  write_file_atomic(folder_ / file, png);
+void Run::log_picture(const std::filesystem::path& file, int64_t step) {
+  if (file.empty()) return;
+  const std::string png = read_file(file);
+  const Image image = decode_image(png, file.string());
   if (events_) events_->image("samples", png, image.height, image.width, image.channels, step);
-  log("sample", {{"step", step}, {"file", file}});
+  log("sample", {{"step", step}, {"file", file.lexically_relative(folder_).string()}});
 }
 
 void Run::warn(const std::string& message) {

@@ -2,7 +2,7 @@
 //
 //   config.toml   the resolved configuration     run.json    id, version, hashes, command line
 //   log.jsonl     one JSON object a line         lock        held while training
-//   events/       the log for TensorBoard        samples/    grids, see sample_grid.h
+//   events/       the log for TensorBoard        samples/    grids, see sigma/cli/sample_grid.h
 //   checkpoints/  see sigma/io/checkpoint.h      tokenizer/  weights and config, if on latents
 //
 // Repeating a training command resumes its run. Not supported: two processes on one run.
@@ -18,7 +18,6 @@
 #include "sigma/io/checkpoint.h"
 #include "sigma/io/event_file.h"
 #include "sigma/io/files.h"
-#include "sigma/io/images.h"
 #include "sigma/train/config.h"
 
 namespace sigma {
@@ -39,8 +38,8 @@ class Run {
   /// named in "nonfinite". From "start" or "resume" on, events/ follows: numbers of a step line as
   /// scalars, the configuration as text.
   void log(const std::string& event, Json fields);
-  /// To samples/step-NNNNNNN.png, to the log and to events/. Errors: kIo.
-  void log_picture(const Image& image, int64_t step);
+  /// A PNG file in the run, to the log and to events/; an empty path: none. Errors: kIo, kData.
+  void log_picture(const std::filesystem::path& file, int64_t step);
   /// From now on `see` is given each line of the log too.
   void on_log(std::function<void(const std::string&)> see) { on_log_ = std::move(see); }
   /// To stderr and to the log.

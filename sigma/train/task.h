@@ -4,7 +4,6 @@
 
 #include <map>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,8 +29,6 @@ class Task {
   /// Rows of parameters that the step replaced (codes that restart), for the optimizer to forget
   /// their moments: name -> bool [rows].
   virtual std::map<std::string, torch::Tensor> replaced_rows() const { return {}; }
-  /// A grid of what the model makes now, to be watched while it trains; empty: nothing to show.
-  virtual std::optional<Image> picture() { return std::nullopt; }
   /// Called once before the last checkpoint, with the averaged weights in place.
   virtual void finish() {}
   /// Files that belong to the run beside its checkpoints, written once at its start.

@@ -9,7 +9,6 @@
 #include "sigma/io/files.h"
 #include "sigma/metrics/feature_net.h"
 #include "sigma/train/generator_model.h"
-#include "sigma/train/sample_grid.h"
 #include "sigma/train/task.h"
 
 namespace sigma {
@@ -35,8 +34,7 @@ Tensor stack_images(const Dataset& data, int64_t first, int64_t count) {
 
 class GeneratorTask : public Task {
  public:
-  GeneratorTask(std::unique_ptr<GeneratorModel> model, torch::ScalarType dtype)
-      : model_(std::move(model)), dtype_(dtype) {}
+  GeneratorTask(std::unique_ptr<GeneratorModel> model) : model_(std::move(model)) {}
   torch::nn::Module& module() override { return model_->network(); }
   int64_t group_size() const override { return model_->objective().needs().group_size; }
   double flops() const override {
@@ -55,15 +53,12 @@ class GeneratorTask : public Task {
                                     context);
   }
 
-  std::optional<Image> picture() override { return sample_grid(*model_, dtype_); }
-
   void write_assets(const std::filesystem::path& run) const override {
     if (model_->tokenizer()) copy_tokenizer(*model_->tokenizer(), run / "tokenizer");
   }
 
  private:
   std::unique_ptr<GeneratorModel> model_;
-  torch::ScalarType dtype_;
 };
 
 // The latents of `data` under `tokenizer`, from the cache beside the tokenizer's run or encoded
@@ -122,7 +117,7 @@ TaskBundle make_generator(const RunConfig& config) {
     bundle.data = latents_of(*bundle.data, bundle.image_sha256, *tokenizer, device,
                              compute_dtype_of(config.train));
   }
-  bundle.task = std::make_unique<GeneratorTask>(std::move(model), compute_dtype_of(config.train));
+  bundle.task = std::make_unique<GeneratorTask>(std::move(model));
   return bundle;
 }
 

@@ -159,7 +159,8 @@ class Trainer {
         guard.check(step);
         if (step == total_) finish();
         result.checkpoint = save(result);
-        if (signal == 0) picture(step);
+        if (options_.picture && signal == 0)
+          run_.log_picture(options_.picture(result.checkpoint), step);
       }
       if (stop && step < total_) {
         result.signal = signal;
@@ -232,14 +233,6 @@ class Trainer {
     ema_->swap();
     bundle_.task->finish();
     ema_->swap();
-  }
-
-  // What the averaged weights of a checkpoint make.
-  void picture(int64_t step) {
-    ema_->swap();
-    const std::optional<Image> image = bundle_.task->picture();
-    ema_->swap();
-    if (image) run_.log_picture(*image, step);
   }
 
   std::filesystem::path save(const TrainResult& at) {

@@ -23,6 +23,9 @@ struct TrainOptions {
   std::vector<std::string> argv;  // recorded in run.json
   bool quiet = false;
   std::function<void(const std::string&)> on_log;  // sees each line of log.jsonl
+  /// Makes a picture of a saved checkpoint, given its folder, and returns the PNG file in the run,
+  /// which the log names and TensorBoard shows; empty: none. Not called for what a signal saves.
+  std::function<std::filesystem::path(const std::filesystem::path&)> picture;
   bool check_hashes = true;     // of the checkpoint to resume from; false: sizes only
   int64_t stop_after_step = 0;  // > 0: checkpoint and return there, as at a signal (tests)
 };

@@ -169,9 +169,8 @@ TEST_F(Errors, ANonFiniteStepIsSkippedAndChangesNothing) {
   }
   EXPECT_GE(skipped, 1);  // 12 steps of 8 of 64 images
   EXPECT_LE(skipped, 2);
-  // The result comes after the lines of the log.
-  const size_t last = r.out.find_last_of('\n', r.out.size() - 2);
-  EXPECT_EQ(nlohmann::json::parse(r.out.substr(last + 1)).at("result").at("skipped"), skipped);
+  const std::string last = r.out.substr(r.out.rfind('\n', r.out.size() - 2) + 1);
+  EXPECT_EQ(nlohmann::json::parse(last).at("result").at("skipped"), skipped);
 }
 
 TEST_F(Errors, ANonFiniteStepStopsBeforeItIsSavedAndSkippingHasAnEnd) {

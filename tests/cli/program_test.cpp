@@ -175,24 +175,6 @@ TEST_F(ProgramTest, TwoRunsOfASeedAgreeAndAnotherSeedDiffers) {
   EXPECT_NE(a, train("runs/d", "train.seed=1"));
 }
 
-TEST_F(ProgramTest, ASecondSignalEndsAtOnce) {
-  // Steps of some seconds, and one of them begun.
-  const pid_t child = p.start({"train", "tiny.toml", "--set", "train.batch=131072", "--set",
-                               "train.images=1G", "--set", "log.every=1"});
-  while (!fs::exists(p.folder / "runs/tiny/log.jsonl"))
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  std::this_thread::sleep_for(std::chrono::milliseconds(100));
-  kill(child, SIGINT);
-  std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  const auto start = std::chrono::steady_clock::now();
-  kill(child, SIGTERM);
-  const Finished r = p.wait(child);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(1));
-  EXPECT_EQ(r.exit, 143);
-  EXPECT_TRUE(p.checkpoints("runs/tiny").empty());
-  EXPECT_EQ(r.out, "");
-}
-
 TEST_F(ProgramTest, AutoencoderLatentsFeedAGenerator) {
   p.write("ae.toml", R"(task = "tokenizer"
 [data]

@@ -78,6 +78,7 @@ TEST_F(Reports, TheSameRunGivesTheSamePageAndNothingUnescaped) {
   const std::string html = read_file(p.folder / run / "report.html");
   EXPECT_EQ(html, read_file(p.folder / "again.html"));
   EXPECT_EQ(html, p.run({"report", run, "-o", "-"}).out);
+  EXPECT_EQ(p.run({"report", run, "-o", "again.html"}).exit, 2);  // a file exists
   expect_closed(html);
 
   EXPECT_CONTAINS(html, "<h1>&lt;script&gt;alert(&#39;&amp;&quot;)</h1>");
@@ -87,7 +88,7 @@ TEST_F(Reports, TheSameRunGivesTheSamePageAndNothingUnescaped) {
   EXPECT_CONTAINS(html, "train tiny.toml --run &#39;runs/&lt;script&gt;");
   EXPECT_CONTAINS(html, "hidden_size = 16");
   EXPECT_CONTAINS(html, "samples/mine.png: 8 images, seed 0");
-  EXPECT_CONTAINS(html, "samples/step-0000040.png");
+  EXPECT_CONTAINS(html, "step 40: 16 images, seed 0");
   // Two noise seeds are one row; another count stands apart.
   EXPECT_CONTAINS(html, "<td class=\"n\">2</td>");
   EXPECT_CONTAINS(html, "not comparable: n_samples: 32 and 16");
@@ -152,6 +153,8 @@ TEST_F(Reports, TrainingWritesWhatTensorBoardReads) {
     }
   }
   EXPECT_CONTAINS(config, "hidden_size = 16");
+  // The grid says how to make it again.
+  EXPECT_EQ(p.run({"regenerate", "runs/a/samples/step-0000040.png"}).exit, 0);
   const Image grid = decode_image(png, "samples");  // 4 rows of 4 labels, doubled, gaps of 2
   EXPECT_EQ(grid.width, 4 * 16 + 3 * 2);
   EXPECT_EQ(png, read_file(p.folder / "runs/a/samples/step-0000040.png"));
