@@ -4,7 +4,7 @@ import pathlib
 import re
 import shutil
 import signal
-import subprocess
+import struct
 import time
 
 from lab import SIGNALS, Lab, RunFolder, check, random_numbers, wait_until
@@ -192,6 +192,49 @@ def memory(process):
     return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir(f"/proc/{process.pid}/fd"))
 
 
+def proto(data):
+    """The fields of a protocol buffer, the last of each number."""
+    at, out = 0, {}
+
+    def varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(data):
+        key = varint()
+        if key & 7 == 0:
+            out[key >> 3] = varint()
+        else:
+            size = {1: 8, 5: 4}.get(key & 7) or varint()
+            out[key >> 3] = data[at:at + size]
+            at += size
+    return out
+
+
+def event_steps(folder, tag):
+    """The steps of a curve in TensorBoard's files, as its reader sees them."""
+    steps = []
+    for path in sorted(folder.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at + 16 <= len(data):
+            size = struct.unpack_from("<Q", data, at)[0]
+            event = proto(data[at + 12:at + 12 + size])
+            at += 16 + size
+            step = event.get(2, 0)
+            if 7 in event:  # a start forgets what comes after its step
+                steps = [s for s in steps if s < step]
+            elif 5 in event and proto(proto(event[5])[1])[1] == tag:
+                steps.append(step)
+    return steps
+
+
 def restarts(steps=20000, count=100):
     """R13: half the steps in one process, half in `count` of them; one curve in the log."""
     sets = (f"train.images={steps * 8}", "checkpoint.every=80000")
@@ -230,8 +273,9 @@ def restarts(steps=20000, count=100):
                     curve.pop()
             else:
                 curve.append(entry["step"])
-        check(curve == list(range(1, steps + 1)), "the curve has gaps or repeats")
+        check(curve == list(range(1, steps + 1)), "the curve of the log has gaps or repeats")
+        check(event_steps(run.path / "events", b"loss") == curve, "the curve of the events has gaps or repeats")
         growth = (last[0] - first[0]) / first[0]
         check(growth < 0.01, f"memory grew by {growth:.2%}: {first[0]} to {last[0]} bytes")
         check(last[1] <= first[1], f"open files grew: {first[1]} to {last[1]}")
-        print(f"R13: {steps} steps, {count} restarts: one curve, memory {growth:+.2%} over {half - half // 10} steps, {last[1]} open files")
+        print(f"R13: {steps} steps, {count} restarts: one curve in log and events, memory {growth:+.2%} over {half - half // 10} steps, {last[1]} open files")

@@ -31,7 +31,7 @@ def full_disk():
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", small], check=True)
         try:
             run = RunFolder(small / "tiny")
-            long = lab.train("train.images=8000", "checkpoint.every=800", "checkpoint.keep_last=1000", run=run.path)
+            long = lab.train("train.images=160000", "checkpoint.every=80", "checkpoint.keep_last=1000", run=run.path)
 
             def refused(what, *arguments):
                 code, _, err = lab.run(*arguments)
