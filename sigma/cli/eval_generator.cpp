@@ -104,10 +104,8 @@ MetricResult GeneratorQuality::energy(const Tensor& images) {
     if (has_test_split(data)) data.split = "test";
     const auto dataset = open_dataset(data);
     real_name_ = dataset->info().description;
-    std::vector<Tensor> list;
-    for (int64_t i = 0; i < std::min(kEnergySamples, dataset->size()); ++i)
-      list.push_back(dataset->get(i).data);
-    real_ = crop_padding(torch::stack(list), generator_.config.data.pad);
+    const int64_t count = std::min(kEnergySamples, dataset->size());
+    real_ = crop_padding(read_samples(*dataset, 0, count).data, generator_.config.data.pad);
   }
   const Tensor fake = images.narrow(0, 0, std::min(kEnergySamples, images.size(0)));
   const auto flat = [](const Tensor& x) { return to_float(x).flatten(1).to(torch::kDouble); };

@@ -5,10 +5,10 @@
 #include <cmath>
 
 #include "sigma/base/error.h"
-#include "sigma/io/checkpoint.h"
 #include "sigma/metrics/feature_net.h"
 #include "sigma/metrics/metric.h"
 #include "sigma/train/ema.h"
+#include "sigma/train/open_run.h"
 #include "sigma/train/optimizer.h"
 #include "sigma/train/run.h"
 
@@ -27,28 +27,8 @@ Images read_split(DataConfig data, const std::string& split, int64_t limit) {
   data.split = split;
   const auto dataset = open_dataset(data);
   const int64_t count = limit > 0 ? std::min(limit, dataset->size()) : dataset->size();
-  std::vector<Tensor> list;
-  Tensor labels = torch::empty({count}, torch::kInt64);
-  for (int64_t i = 0; i < count; ++i) {
-    const Sample sample = dataset->get(i);
-    list.push_back(sample.data);
-    labels[i] = sample.label;
-  }
-  return {.data = torch::stack(list), .labels = labels, .name = data.kind + " " + split};
-}
-
-struct Loaded {
-  RunConfig config;
-  Checkpoint checkpoint;
-  torch::Device device = torch::kCPU;
-};
-
-Loaded load(const std::filesystem::path& run, const GlobalOptions& global) {
-  Loaded out{.config = load_config_toml(run / "config.toml"), .checkpoint = newest_checkpoint(run)};
-  out.config.train.device = global.device;
-  resolve(out.config);
-  out.device = device_of(out.config.train);
-  return out;
+  const Samples samples = read_samples(*dataset, 0, count);
+  return {.data = samples.data, .labels = samples.labels, .name = data.kind + " " + split};
 }
 
 double accuracy_of(const Tensor& logits, const Tensor& labels) {
@@ -67,8 +47,8 @@ Tensor crop_padding(const Tensor& images, int64_t pad) {
 CommandResult eval_classifier(const EvalCommand& command, const GlobalOptions& global,
                               const std::filesystem::path& run) {
   if (!command.write_asset.empty()) check_output(command.write_asset, global);
-  const Loaded loaded = load(run, global);
-  const SafetensorsFile weights = loaded.checkpoint.open("ema-main");
+  const OpenRun loaded = open_run(run.string(), "classifier", "main", global.device);
+  const SafetensorsFile weights = loaded.weights();
   const std::vector<int64_t> shape = image_shape_of(weights);
   const int64_t classes = loaded.config.classifier.num_classes;
   FeatureNet net(shape.at(0), classes);
@@ -88,7 +68,7 @@ CommandResult eval_classifier(const EvalCommand& command, const GlobalOptions& g
   CommandResult out;
   out.result = {{"run", run.string()},
                 {"step", loaded.checkpoint.step()},
-                {"weights_sha256", loaded.checkpoint.file_sha256("ema-main")},
+                {"weights_sha256", loaded.weights_sha256()},
                 {"ema", "main"},
                 {"metrics", Json::array({metric.to_json()})}};
   out.text = fmt::format("accuracy  {:.4f}  ({} images of {})\n", accuracy, test.labels.numel(),

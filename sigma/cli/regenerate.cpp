@@ -18,6 +18,7 @@
 #include "sigma/io/image_draw.h"
 #include "sigma/metrics/image_quality.h"
 #include "sigma/train/find_weights.h"
+#include "sigma/train/open_run.h"
 
 namespace sigma {
 namespace {

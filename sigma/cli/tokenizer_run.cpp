@@ -7,6 +7,7 @@
 #include "sigma/base/error.h"
 #include "sigma/cli/eval_models.h"
 #include "sigma/train/ema.h"
+#include "sigma/train/open_run.h"
 #include "sigma/train/optimizer.h"
 #include "sigma/train/run.h"
 
@@ -15,27 +16,19 @@ namespace sigma {
 using torch::Tensor;
 
 TokenizerRun open_tokenizer(const TokenizerChoice& choice) {
-  TokenizerRun out;
-  out.folder = find_run(choice.run);
-  out.config = load_config_toml(out.folder / "config.toml");
-  SIGMA_CHECK(kUsage, out.config.task == "tokenizer", "{}: expected a tokenizer run, got a {}",
-              out.folder.string(), out.config.task);
-  out.config.train.device = choice.device;
-  resolve(out.config);
-  out.device = device_of(out.config.train);
-  const Checkpoint checkpoint =
-      choice.finished ? finished_checkpoint(out.folder) : newest_checkpoint(out.folder);
-  const std::string stem = choice.ema == "none" ? "model" : "ema-" + choice.ema;
-  SIGMA_CHECK(kUsage, checkpoint.has(stem), "--ema {}: expected main or none ({})", choice.ema,
-              checkpoint.folder.string());
-  const SafetensorsFile weights = checkpoint.open(stem);
-  out.image_shape = image_shape_of(weights);
+  const OpenRun run = open_run(choice.run, "tokenizer", choice.ema, choice.device, choice.finished);
+  const SafetensorsFile weights = run.weights();
+  TokenizerRun out{.folder = run.folder,
+                   .config = run.config,
+                   .step = run.checkpoint.step(),
+                   .run_id = run.id(),
+                   .weights_sha256 = run.weights_sha256(),
+                   .image_shape = image_shape_of(weights),
+                   .model = nullptr,
+                   .device = run.device};
   out.model = std::make_shared<Tokenizer>(out.config.tokenizer, out.image_shape);
   load_tensors(named_state(*out.model), weights);
   out.model->to(out.device);
-  out.step = checkpoint.step();
-  out.run_id = checkpoint.manifest.at("run_id").get<std::string>();
-  out.weights_sha256 = checkpoint.file_sha256(stem);
   return out;
 }
 
@@ -61,14 +54,8 @@ Tensor decode_latents(const TokenizerRun& run, const Tensor& latents, int64_t ke
 void for_batches(const Dataset& data, int64_t count, int64_t batch,
                  const std::function<void(const Tensor&, const Tensor&)>& use) {
   for (int64_t first = 0; first < count; first += batch) {
-    std::vector<Tensor> images;
-    std::vector<int64_t> labels;
-    for (int64_t i = first; i < std::min(count, first + batch); ++i) {
-      const Sample sample = data.get(i);
-      images.push_back(sample.data);
-      labels.push_back(sample.label);
-    }
-    use(torch::stack(images), torch::tensor(labels, torch::kInt64));
+    const Samples samples = read_samples(data, first, std::min(batch, count - first));
+    use(samples.data, samples.labels);
   }
 }
 

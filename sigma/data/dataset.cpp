@@ -79,6 +79,17 @@ std::array<uint8_t, 32> DataHasher::add(const Sample& sample) {
   return digest;
 }
 
+Samples read_samples(const Dataset& data, int64_t first, int64_t count) {
+  std::vector<torch::Tensor> samples;
+  std::vector<int64_t> labels;
+  for (int64_t i = first; i < first + count; ++i) {
+    const Sample sample = data.get(i);
+    samples.push_back(sample.data);
+    labels.push_back(sample.label);
+  }
+  return {.data = torch::stack(samples), .labels = torch::tensor(labels, torch::kInt64)};
+}
+
 std::string data_hash(const Dataset& dataset) {
   DataHasher hasher;
   for (int64_t i = 0; i < dataset.size(); ++i) hasher.add(dataset.get(i));

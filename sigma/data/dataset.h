@@ -65,6 +65,13 @@ class Dataset {
   virtual const DatasetInfo& info() const = 0;
 };
 
+struct Samples {
+  torch::Tensor data;    // stacked
+  torch::Tensor labels;  // int64 [count]
+};
+/// Samples [first, first + count), in one thread. Errors: as Dataset::get.
+Samples read_samples(const Dataset& data, int64_t first, int64_t count);
+
 /// Opens the data set of `config` (its split). Errors: kData with file, offset, expected, actual;
 /// all bad files are listed at once.
 std::unique_ptr<Dataset> open_dataset(const DataConfig& config);

@@ -1,67 +1,53 @@
 #include "sigma/train/load_generator.h"
 
 #include "sigma/base/error.h"
-#include "sigma/io/checkpoint.h"
 #include "sigma/train/deterministic.h"
 #include "sigma/train/ema.h"
+#include "sigma/train/open_run.h"
 #include "sigma/train/optimizer.h"
 #include "sigma/train/run.h"
 
 namespace sigma {
-
 namespace {
 
-LoadedGenerator load(std::filesystem::path run, RunConfig config, const Checkpoint& checkpoint,
-                     const std::string& ema, const std::string& device) {
-  if (device != "auto") config.train.device = device;
-  else if (config.train.device == "cuda") config.train.device = "auto";
-  resolve(config);
-  if (config.train.device == "cpu") config.train.compute_dtype = "float32";
+LoadedGenerator load(OpenRun run, const std::string& ema) {
   use_deterministic_kernels();
-  const std::string stem = weights_stem(ema);
-  SIGMA_CHECK(kUsage, checkpoint.has(stem), "--ema {}: expected main or none ({})", ema,
-              checkpoint.folder.string());
-  const SafetensorsFile weights = checkpoint.open(stem);
-  const torch::Device on = device_of(config.train);
+  const SafetensorsFile weights = run.weights();
   std::optional<LoadedTokenizer> tokenizer;
-  if (!config.generator.tokenizer.empty()) {
-    SIGMA_CHECK(kCheckpoint, std::filesystem::exists(run / "tokenizer"),
-                "{}: expected the run's copy of its tokenizer, found none",
-                (run / "tokenizer").string());
-    tokenizer = load_tokenizer_copy(run / "tokenizer", on);
+  if (!run.config.generator.tokenizer.empty()) {
+    const std::filesystem::path copy = run.folder / "tokenizer";
+    SIGMA_CHECK(kCheckpoint, std::filesystem::exists(copy),
+                "{}: expected the run's copy of its tokenizer, found none", copy.string());
+    tokenizer = load_tokenizer_copy(copy, run.device);
   }
   LoadedGenerator out;
-  out.run = std::move(run);
-  out.checkpoint = checkpoint.folder;
-  out.model = std::make_unique<GeneratorModel>(config.generator, image_shape_of(weights),
-                                               std::move(tokenizer), on);
-  out.config = std::move(config);
+  out.run = run.folder;
+  out.checkpoint = run.checkpoint.folder;
+  out.model = std::make_unique<GeneratorModel>(run.config.generator, image_shape_of(weights),
+                                               std::move(tokenizer), run.device);
   load_tensors(named_state(out.model->network()), weights);
-  out.run_id = checkpoint.manifest.at("run_id").get<std::string>();
-  out.weights_sha256 = checkpoint.file_sha256(stem);
+  out.run_id = run.id();
+  out.weights_sha256 = run.weights_sha256();
   out.ema = ema;
-  out.step = checkpoint.step();
+  out.step = run.checkpoint.step();
+  out.config = std::move(run.config);
   return out;
 }
 
 }  // namespace
 
-std::string weights_stem(const std::string& ema) { return ema == "none" ? "model" : "ema-" + ema; }
-
 LoadedGenerator load_generator(const std::string& name, const std::string& ema,
                                const std::string& device) {
-  const std::filesystem::path run = find_run(name);
-  RunConfig config = load_config_toml(run / "config.toml");
-  SIGMA_CHECK(kUsage, config.task == "generator", "{}: expected a generator run, got a {}",
-              run.string(), config.task);
-  return load(run, std::move(config), newest_checkpoint(run), ema, device);
+  return load(open_run(name, "generator", ema, device), ema);
 }
 
 LoadedGenerator load_generator_at(const Checkpoint& checkpoint, const std::string& ema,
                                   const std::string& device) {
   // RUN/checkpoints/step-0000123
   const std::filesystem::path run = checkpoint.folder.parent_path().parent_path();
-  return load(run, load_config_toml(checkpoint.folder / "config.toml"), checkpoint, ema, device);
+  return load(
+      open_run(run, load_config_toml(checkpoint.folder / "config.toml"), checkpoint, ema, device),
+      ema);
 }
 
 torch::Tensor class_labels(const torch::Tensor& indices, int64_t num_classes) {

@@ -31,9 +31,6 @@ LoadedGenerator load_generator(const std::string& run, const std::string& ema,
 LoadedGenerator load_generator_at(const Checkpoint& checkpoint, const std::string& ema,
                                   const std::string& device);
 
-/// The weights file of a checkpoint for --ema main or none: ema-main, model.
-std::string weights_stem(const std::string& ema);
-
 /// int64 labels of images `indices`: the index mod the classes; undefined without classes.
 torch::Tensor class_labels(const torch::Tensor& indices, int64_t num_classes);
 

@@ -23,13 +23,6 @@ Context evaluation(torch::ScalarType dtype) {
   return {.training = false, .record = false, .dtype = dtype, .rng = {}, .samples = {}};
 }
 
-// Images [first, first + count) of a data set, stacked.
-Tensor stack_images(const Dataset& data, int64_t first, int64_t count) {
-  std::vector<Tensor> images;
-  for (int64_t i = first; i < first + count; ++i) images.push_back(data.get(i).data);
-  return torch::stack(images);
-}
-
 // ---- generator ----
 
 class GeneratorTask : public Task {
@@ -72,17 +65,18 @@ std::unique_ptr<Dataset> latents_of(const Dataset& data, const std::string& data
   if (!std::filesystem::exists(cache)) {
     print_note(fmt::format("encoding {} images into {}", data.size(), cache.string()));
     const torch::NoGradGuard no_grad;
-    std::vector<Tensor> latents;
-    Tensor labels = torch::empty({data.size()}, torch::kInt64);
+    std::vector<Tensor> latents, labels;
     for (int64_t first = 0; first < data.size(); first += kEncodeBatch) {
       const int64_t count = std::min(kEncodeBatch, data.size() - first);
-      const Tensor images = to_float(stack_images(data, first, count).to(device));
+      const Samples samples = read_samples(data, first, count);
+      labels.push_back(samples.labels);
       latents.push_back(
-          tokenizer.model->encode(images, evaluation(dtype)).to(torch::kCPU, torch::kFloat));
+          tokenizer.model->encode(to_float(samples.data.to(device)), evaluation(dtype))
+              .to(torch::kCPU, torch::kFloat));
     }
-    for (int64_t i = 0; i < data.size(); ++i) labels[i] = data.get(i).label;
     std::filesystem::create_directories(cache.parent_path());
-    write_latents(cache, torch::cat(latents), labels, data_sha256, tokenizer.weights_sha256);
+    write_latents(cache, torch::cat(latents), torch::cat(labels), data_sha256,
+                  tokenizer.weights_sha256);
   }
   return open_latents(cache, data.info());
 }
@@ -108,8 +102,8 @@ TaskBundle make_generator(const RunConfig& config) {
       std::make_unique<GeneratorModel>(config.generator, info.sample_shape, tokenizer, device);
   initialize(model->network(), static_cast<uint64_t>(config.train.seed));
   if (config.generator.normalize == "standardize" && !tokenizer) {
-    const Tensor images =
-        to_float(stack_images(*bundle.data, 0, std::min(kStatisticsImages, bundle.data->size())));
+    const int64_t count = std::min(kStatisticsImages, bundle.data->size());
+    const Tensor images = to_float(read_samples(*bundle.data, 0, count).data);
     model->set_pixel_statistics(images.mean().item<double>(), images.std().item<double>());
   }
   if (tokenizer) {
@@ -146,7 +140,7 @@ class TokenizerTask : public Task {
     std::vector<Tensor> latents;
     const int64_t total = std::min(config_.tokenizer.latent_norm.images, data_.size());
     for (int64_t first = 0; first < total; first += kEncodeBatch) {
-      const Tensor images = stack_images(data_, first, std::min(kEncodeBatch, total - first));
+      const Tensor images = read_samples(data_, first, std::min(kEncodeBatch, total - first)).data;
       latents.push_back(model_
                             .encode_raw(to_float(images.to(device_of(config_.train))),
                                         evaluation(compute_dtype_of(config_.train)))
