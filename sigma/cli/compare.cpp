@@ -30,10 +30,9 @@ ComparedRun open_run(const std::string& name) {
     out.settings[key] = value;
   out.log = read_run_log(out.folder);
   out.measured = measurements(out.log);
-  const Json data = out.log.of_start("data");
-  out.data_sha256 = data.is_object() && data.contains("sha256")
-                        ? data.at("sha256").get<std::string>()
-                        : info.at("data_sha256").get<std::string>();
+  const Json images = out.log.of_start("images_sha256");
+  out.data_sha256 =
+      images.is_string() ? images.get<std::string>() : info.at("data_sha256").get<std::string>();
   return out;
 }
 

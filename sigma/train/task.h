@@ -39,7 +39,6 @@ class Task {
 struct TaskBundle {
   std::unique_ptr<Dataset> data;
   std::vector<int64_t> image_shape;  // [C,Y,X] of the images behind the data
-  std::string image_sha256;          // latents: the hash of those images; else empty
   std::unique_ptr<Task> task;
 };
 /// `config` must be resolved. Errors: kUsage, kData.

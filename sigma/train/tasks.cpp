@@ -56,9 +56,9 @@ class GeneratorTask : public Task {
 
 // The latents of `data` under `tokenizer`, from the cache beside the tokenizer's run or encoded
 // now.
-std::unique_ptr<Dataset> latents_of(const Dataset& data, const std::string& data_sha256,
-                                    const LoadedTokenizer& tokenizer, torch::Device device,
-                                    torch::ScalarType dtype) {
+std::unique_ptr<Dataset> latents_of(const Dataset& data, const LoadedTokenizer& tokenizer,
+                                    torch::Device device, torch::ScalarType dtype) {
+  const std::string data_sha256 = data_hash(data);
   const std::filesystem::path cache = tokenizer.folder / "latents" /
                                       fmt::format("{}-{}.safetensors", data_sha256.substr(0, 16),
                                                   tokenizer.weights_sha256.substr(0, 16));
@@ -106,11 +106,8 @@ TaskBundle make_generator(const RunConfig& config) {
     const Tensor images = to_float(read_samples(*bundle.data, 0, count).data);
     model->set_pixel_statistics(images.mean().item<double>(), images.std().item<double>());
   }
-  if (tokenizer) {
-    bundle.image_sha256 = data_hash(*bundle.data);
-    bundle.data = latents_of(*bundle.data, bundle.image_sha256, *tokenizer, device,
-                             compute_dtype_of(config.train));
-  }
+  if (tokenizer)
+    bundle.data = latents_of(*bundle.data, *tokenizer, device, compute_dtype_of(config.train));
   bundle.task = std::make_unique<GeneratorTask>(std::move(model));
   return bundle;
 }

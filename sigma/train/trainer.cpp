@@ -81,20 +81,20 @@ class Trainer {
       optimizer.load(checkpoint.open("optimizer"));
       step = checkpoint.step();
     }
-    run_.log(resuming ? "resume" : "start",
-             {{"step", step},
-              {"images_seen", step * config_.train.batch},
-              {"version", version()},
-              {"git", commit_hash()},
-              {"device", config_.train.device},
-              {"threads", at::get_num_threads()},
-              {"parameters", count_parameters(bundle_.task->module())},
-              {"flops_per_image", bundle_.task->flops()},
-              {"data",
-               {{"description", bundle_.data->info().description},
-                {"count", bundle_.data->size()},
-                {"shape", bundle_.data->info().sample_shape},
-                {"sha256", bundle_.image_sha256.empty() ? hash : bundle_.image_sha256}}}});
+    Json line = {{"step", step},
+                 {"images_seen", step * config_.train.batch},
+                 {"version", version()},
+                 {"git", commit_hash()},
+                 {"device", config_.train.device},
+                 {"threads", at::get_num_threads()},
+                 {"parameters", count_parameters(bundle_.task->module())},
+                 {"flops_per_image", bundle_.task->flops()},
+                 {"data",
+                  {{"description", bundle_.data->info().description},
+                   {"count", bundle_.data->size()},
+                   {"shape", bundle_.data->info().sample_shape}}}};
+    if (!resuming) line["images_sha256"] = images_hash(hash);
+    run_.log(resuming ? "resume" : "start", std::move(line));
     try {
       return loop(step);
     } catch (const std::exception& error) {
@@ -105,6 +105,15 @@ class Trainer {
   }
 
  private:
+  // Of the images under the padding or the tokenizer of a recipe: runs on the same images can be
+  // compared.
+  std::string images_hash(const std::string& hash) const {
+    if (config_.data.pad == 0 && !bundle_.data->info().latents) return hash;
+    DataConfig plain = config_.data;
+    plain.pad = 0;
+    return data_hash(*open_dataset(plain));
+  }
+
   TrainResult loop(int64_t step) {
     const int64_t batch = config_.train.batch;
     TrainResult result{.step = step, .images_seen = step * batch};

@@ -123,6 +123,11 @@ TEST_F(Reports, ComparisonsRankOnlyWhatIsComparable) {
   expect_closed(html);
   EXPECT_EQ(count_of(html, "<img "), 3);
 
+  // Padding is the recipe's: the images are the same.
+  train("runs/padded", {"data.pad=2"});
+  const json padded = compare({"a", "padded"});
+  EXPECT_EQ(padded.at("runs").at(0).at("data_sha256"), padded.at("runs").at(1).at("data_sha256"));
+
   // The wider network does more for the same images; time is never quite equal.
   const json flops = compare({"a", "wide", "--at", "flops"});
   EXPECT_GT(flops.at("runs").at(1).at("flops"), flops.at("runs").at(0).at("flops"));
