@@ -69,6 +69,8 @@ class Trainer {
     const NamedTensors trained = trained_parameters(bundle_.task->module(), config_.train);
     run_.commit(config_, hash, options_.argv);
     bundle_.task->write_assets(run_.folder());
+    if (const int64_t bad = bundle_.data->info().skipped; bad > 0)
+      run_.warn(fmt::format("data: {} bad files are skipped; sigma data check lists them", bad));
 
     AdamW optimizer(trained, config_.train.optimizer);
     Ema ema(bundle_.task->module(), config_.train.ema);
