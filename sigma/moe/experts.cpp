@@ -49,6 +49,29 @@ Tensor experts_reference(const Tensor& x, const Experts& experts, const Tensor& 
 
 namespace {
 
+void check_shape(const char* name, const Tensor& t, torch::IntArrayRef expected) {
+  SIGMA_CHECK(kUsage, t.sizes() == expected, "experts: {}: expected [{}], got [{}]", name,
+              fmt::join(expected, ","), fmt::join(t.sizes(), ","));
+}
+
+// The engines read memory by these sizes.
+void check_shapes(const Tensor& x, const Experts& experts, const Tensor& pair_weight,
+                  const Plan& plan) {
+  SIGMA_CHECK(kUsage, x.dim() == 2 && experts.w_in.dim() == 3 && experts.w_out.dim() == 3,
+              "experts: expected x [T,C], w_in [E,2I or I,C] and w_out [E,C,I], got {}, {} and {} "
+              "dimensions",
+              x.dim(), experts.w_in.dim(), experts.w_out.dim());
+  const int64_t T = x.size(0), C = x.size(1), E = experts.w_in.size(0), I = experts.w_out.size(2);
+  const int64_t wide = experts.activation == "swiglu" ? 2 * I : I;
+  check_shape("w_in", experts.w_in, {E, wide, C});
+  check_shape("w_out", experts.w_out, {E, C, I});
+  if (experts.b_in.defined()) check_shape("b_in", experts.b_in, {E, wide});
+  if (experts.b_out.defined()) check_shape("b_out", experts.b_out, {E, C});
+  check_shape("pair_weight", pair_weight, plan.row_pair.sizes());
+  check_shape("the plan's offsets", plan.offsets, {E + 1});
+  check_shape("the plan's token_offsets", plan.token_offsets, {T + 1});
+}
+
 // auto had to take the loop; float64 is there to check others, and asks for it.
 void say_once(const std::string& why) {
   static std::once_flag said;
@@ -61,12 +84,13 @@ void say_once(const std::string& why) {
 
 Tensor run_experts(const std::string& engine, const Tensor& x, const Experts& experts,
                    const Tensor& pair_weight, const Plan& plan) {
+  check_shapes(x, experts, pair_weight, plan);
   const auto dtype = x.scalar_type();
-  const std::string cpu_refuses =
-      x.is_cpu() && dtype == torch::kFloat && experts.w_in.scalar_type() == torch::kFloat
-          ? ""
-          : fmt::format("expected float32 on the CPU, got {} on {}", torch::toString(dtype),
-                        x.device().str());
+  std::string cpu_refuses;
+  for (const Tensor& t : {x, experts.w_in, experts.w_out, experts.b_in, experts.b_out, pair_weight})
+    if (t.defined() && (!t.is_cpu() || t.scalar_type() != torch::kFloat))
+      cpu_refuses = fmt::format("expected float32 on the CPU, got {} on {}",
+                                torch::toString(t.scalar_type()), t.device().str());
   SIGMA_CHECK(kUsage, engine != "cpu" || cpu_refuses.empty(), "mlp.engine: cpu: {}", cpu_refuses);
   if (engine == "cpu" || (engine == "auto" && cpu_refuses.empty()))
     return experts_cpu(x, experts, pair_weight, plan);

@@ -214,7 +214,9 @@ class Fast : public torch::autograd::Function<Fast> {
 
 Tensor experts_cpu(const Tensor& x, const Experts& experts, const Tensor& pair_weight,
                    const Plan& plan) {
-  const auto or_empty = [&](const Tensor& b) { return b.defined() ? b : torch::empty({0}); };
+  const auto or_empty = [&](const Tensor& b) {
+    return b.defined() ? b.contiguous() : torch::empty({0});
+  };
   return Fast::apply(x.contiguous(), experts.w_in.contiguous(), experts.w_out.contiguous(),
                      or_empty(experts.b_in), or_empty(experts.b_out), pair_weight.contiguous(),
                      plan, experts.activation, torch::GradMode::is_enabled());

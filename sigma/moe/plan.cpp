@@ -28,6 +28,11 @@ Plan make_plan(const Tensor& pair_token, const Tensor& pair_expert, int64_t toke
     SIGMA_CHECK(kUsage, low >= -1 && high < experts,
                 "mixture of experts: expected experts in [-1, {}), got {}", experts,
                 low < -1 ? low : high);
+    const Tensor used = pair_token.masked_fill(pair_expert < 0, 0);
+    const auto first = used.min().item<int64_t>(), last = used.max().item<int64_t>();
+    SIGMA_CHECK(kUsage, first >= 0 && last < tokens,
+                "mixture of experts: expected tokens in [0, {}), got {}", tokens,
+                first < 0 ? first : last);
   }
   const Tensor dropped = pair_expert < 0;
   const Tensor expert = pair_expert.masked_fill(dropped, experts);

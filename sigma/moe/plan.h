@@ -20,7 +20,7 @@ struct Plan {
 };
 
 /// pair_token, pair_expert [P] int64; R = P. Errors: kUsage (2^31 pairs or more; on the CPU, experts
-/// outside [-1, experts)).
+/// outside [-1, experts), tokens outside [0, tokens)).
 Plan make_plan(const torch::Tensor& pair_token, const torch::Tensor& pair_expert, int64_t tokens,
                int64_t experts);
 

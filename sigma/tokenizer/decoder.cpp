@@ -32,7 +32,7 @@ void DecoderConfig::visit(ConfigVisitor& v) {
 
 Decoder::Decoder(const DecoderConfig& config, const Grid& grid, int64_t latents, int64_t channels,
                  int64_t encoder_prefix, int64_t outputs)
-    : config_(config) {
+    : config_(config), latents_(latents > 0 ? latents : grid.size()) {
   const int64_t Cd = config.trunk.hidden_size;
   const bool append = config.layout == "append";
   const bool latents_first = append && config.order == "latents_first";
@@ -107,7 +107,7 @@ Output Decoder::forward(const Tensor& c, const Mask& mask, const Tensor& prefix,
 
 double Decoder::flops() const {
   return head_->flops(static_cast<double>(layout_.grid.size())) +
-         up_->flops(static_cast<double>(layout_.after)) + trunk_->flops(layout_);
+         up_->flops(static_cast<double>(latents_)) + trunk_->flops(layout_);
 }
 
 }  // namespace sigma

@@ -53,6 +53,7 @@ class Decoder : public Module {
 
   DecoderConfig config_;
   TokenLayout layout_;
+  int64_t latents_;  // tokens that up_ takes; in place: those of the whole grid
   std::shared_ptr<Linear> up_;
   torch::Tensor image_query_;       // [1,Cd] or [N,Cd]
   torch::Tensor latent_positions_;  // [L,Cd]

@@ -36,6 +36,10 @@ Tokenizer::Tokenizer(const TokenizerConfig& config, const std::vector<int64_t>& 
               "tokenizer.pixel.masked_only: expected a mask.policy, got none");
   SIGMA_CHECK(kUsage, masks || config.hog.weight == 0 || !config.hog.masked_only,
               "tokenizer.hog.masked_only: expected a mask.policy, got none");
+  SIGMA_CHECK(
+      kUsage, config.mask.policy != "drop" || config.encoder.trunk.rope.kind != "sequence",
+      "tokenizer.encoder.trunk.rope.kind: sequence counts all patches, expected mask.policy "
+      "none or replace, got drop");
   const int64_t pixels = image_shape[0] * config.patch_size * config.patch_size;
   const int64_t L = config.encoder.queries, Z = config.bottleneck.dim;
   const int64_t C = config.encoder.trunk.hidden_size;

@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "sigma/base/error.h"
+#include "tests/testing/errors.h"
 #include "tests/testing/numbers.h"
 
 namespace sigma {
@@ -170,6 +171,38 @@ TEST(Experts, AnEngineRefusesWhatItCannotDo) {
   const Inputs in(kLoads[0], "swiglu", false);
   EXPECT_THROW(in.run("cpu", torch::kDouble), Error);
   EXPECT_THROW(in.run("grouped_mm", torch::kFloat), Error);
+}
+
+TEST(Experts, ViewsAreReadAsTheyAreAndShapesThatDoNotFitAreNamed) {
+  const Inputs in(kLoads[1], "gelu", true);
+  const auto run = [&](const std::string& engine, const Tensor& w_in, const Tensor& b_in,
+                       const Tensor& weight) {
+    const auto dtype = engine == "cpu" ? torch::kFloat : torch::kDouble;
+    return run_experts(
+        engine, in.x.to(dtype),
+        {w_in.to(dtype), in.w_out.to(dtype), b_in.to(dtype), in.b_out.to(dtype), "gelu"},
+        weight.to(dtype), in.plan);
+  };
+  const Tensor one_bias = in.b_in.to(torch::kFloat).slice(0, 0, 1).expand_as(in.b_in);
+  const Tensor turned = in.w_in.to(torch::kFloat).transpose(1, 2).contiguous().transpose(1, 2);
+  EXPECT_LT(
+      error(run("cpu", turned, one_bias, in.weight), run("reference", turned, one_bias, in.weight)),
+      1e-4);
+  const auto names = [&](const char* what, const Tensor& w_in, const Tensor& b_in,
+                         const Tensor& weight) {
+    testing::expect_contains(
+        testing::error_of(ErrorKind::kUsage, [&] { run("cpu", w_in, b_in, weight); }), what);
+  };
+  names("w_in: expected", in.w_in.slice(2, 1), in.b_in, in.weight);
+  names("b_in: expected", in.w_in, in.b_in.slice(1, 1), in.weight);
+  names("pair_weight: expected", in.w_in, in.b_in, in.weight.slice(0, 1));
+  testing::expect_contains(testing::error_of(ErrorKind::kUsage,
+                                             [&] {
+                                               make_plan(torch::tensor({0, 3}, torch::kInt64),
+                                                         torch::tensor({0, 0}, torch::kInt64), 3,
+                                                         1);
+                                             }),
+                           "tokens in [0, 3), got 3");
 }
 
 TEST(Plan, OrdersPairsAndTurnsThemRound) {

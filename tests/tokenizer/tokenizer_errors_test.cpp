@@ -34,6 +34,9 @@ TEST(TokenizerErrors, NameTheKey) {
   config.decoder.condition = "latent_tokens";
   config.decoder.order = "latents_first";
   refuses("tokenizer.decoder.condition", config);
+  config = in_place("drop");
+  config.encoder.trunk.rope.kind = "sequence";
+  refuses("tokenizer.encoder.trunk.rope.kind", config);
   config = in_place("none");
   config.nesting.kind = "nested";
   refuses("tokenizer.nesting", config);
