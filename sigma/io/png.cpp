@@ -70,18 +70,6 @@ bool png_rows(PngReader* state, png_bytepp rows) {
   return true;
 }
 
-/// An animation says so before its first pixels; its other frames would be lost in silence.
-bool is_animated(std::string_view bytes) {
-  size_t at = 8;
-  while (at + 8 <= bytes.size()) {
-    const std::string_view type = bytes.substr(at + 4, 4);
-    if (type == "acTL") return true;
-    if (type == "IDAT") return false;
-    at += 12 + static_cast<size_t>(big_endian(bytes, at));
-  }
-  return false;
-}
-
 /// Lays `colors` + alpha over the background, in place: [c..., a] -> [c...].
 void lay_over(Image& image, size_t colors, const uint8_t* background) {
   const size_t count = static_cast<size_t>(image.height * image.width);
@@ -145,7 +133,6 @@ Image decode_png(std::string_view bytes, const std::string& name, const DecodeLi
   if (bytes.size() < 33 || bytes.substr(12, 4) != "IHDR")
     refuse_image(name, "corrupt PNG: no header");
   check_image_limits(big_endian(bytes, 20), big_endian(bytes, 16), limits, name);
-  if (is_animated(bytes)) refuse_image(name, "animated PNG: not supported");
   PngReader state;
   state.bytes = bytes.data();
   state.size = bytes.size();

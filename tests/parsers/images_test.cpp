@@ -100,13 +100,6 @@ TEST(Png, RefusesWhatIsBroken) {
   EXPECT_HAS(reason(png(png_header(0, 1, 8, 0), "", "")), "no pixels");
 }
 
-TEST(Png, RefusesAnimations) {
-  const std::string frames = png_chunk("acTL", big_endian_u32(2) + big_endian_u32(0));
-  const std::string rows("\0a", 2);
-  EXPECT_EQ(reason(png(png_header(1, 1, 8, 0), "", rows)), "accepted");
-  EXPECT_HAS(reason(png(png_header(1, 1, 8, 0), frames, rows)), "animated PNG");
-}
-
 TEST(Png, LimitsComeBeforeMemory) {
   const std::string huge = kPngStart + png_header(50000, 50000, 8, 2) + kPngEnd;
   EXPECT_HAS(reason(huge), "expected sides of at most 16384");

@@ -77,7 +77,8 @@ def png(width=8, height=8, depth=8, color=0, rows=None, extra=b""):
             + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
-GOOD = {  # read as 8-bit pixels
+GOOD = {  # read as 8-bit pixels; of an animation the first frame
+    "animated.png": png(extra=chunk(b"acTL", struct.pack(">II", 2, 0)) + chunk(b"fcTL", bytes(26))),
     "sixteen_bit.png": png(depth=16),
     "palette.png": png(color=3, rows=b"".join(b"\0" + bytes([x % 3 for x in range(8)]) for _ in range(8)),
                        extra=chunk(b"PLTE", bytes([0, 0, 0, 9, 9, 9, 200, 200, 200]))),
@@ -90,7 +91,7 @@ BAD = {
     "huge_header.png": png(50000, 50000, rows=b"\0"),
     "cmyk.jpg": (ROOT / "tests/fuzz/corpus/png/jpeg_cmyk").read_bytes(),
     "animated.gif.png": b"GIF89a\x08\0\x08\0\x80\0\0\0\0\0\xff\xff\xff!\xf9\x04\0\0\0\0\0;",
-    "animated.png": png(extra=chunk(b"acTL", struct.pack(">II", 2, 0)) + chunk(b"fcTL", bytes(26))),
+    "few_rows.png": png(rows=bytes(9)),
     "bad_checksum.png": png()[:-6] + b"\0\0\0\0\0\0",
     "other_size.png": png(8, 9),
 }
