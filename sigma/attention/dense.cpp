@@ -53,9 +53,8 @@ Tensor DenseAttention::forward(const Tensor& x, const TokenLayout& layout, const
   SIGMA_CHECK(kUsage, N == layout.tokens(), "attention: expected {} tokens, got {}",
               layout.tokens(), N);
   const Tensor qkv = qkv_->forward(x);
-  if (!q_norm_ && !rope && layout.pattern == Pattern::kFull && takes_short_attention(qkv)) {
-    return proj_->forward(short_attention(qkv, num_heads_));
-  }
+  const bool packed = layout.pattern == Pattern::kFull && takes_short_attention(qkv);
+  if (packed && !q_norm_ && !rope) return proj_->forward(short_attention(qkv, num_heads_));
   const int64_t head_dim = proj_->in_features() / num_heads_;  // not -1: the batch may be empty
   const auto parts = qkv.view({B, N, 3, num_heads_, head_dim}).permute({2, 0, 3, 1, 4}).unbind(0);
   Tensor q = parts[0];
@@ -68,6 +67,11 @@ Tensor DenseAttention::forward(const Tensor& x, const TokenLayout& layout, const
   if (rope) {
     q = rope->rotate(q, rope->table());
     k = rope->rotate(k, rope->table());
+  }
+  if (packed) {
+    const Tensor turned =
+        torch::stack({q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)}, 2);
+    return proj_->forward(short_attention(turned.view(qkv.sizes()), num_heads_));
   }
   Tensor out;
   if (layout.pattern == Pattern::kCausalAfter) {

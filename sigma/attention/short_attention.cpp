@@ -15,7 +15,7 @@ using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kMaxTokens = 64;
+constexpr int64_t kMaxTokens = 128;
 
 class Short : public torch::autograd::Function<Short> {
  public:

@@ -6,7 +6,7 @@
 
 namespace sigma {
 
-/// Whether short_attention() takes `qkv` [B,N,3C]: CPU, float32, N of at most 64.
+/// Whether short_attention() takes `qkv` [B,N,3C]: CPU, float32, N of at most 128.
 bool takes_short_attention(const torch::Tensor& qkv);
 /// qkv [B,N,3C], rows q, k, v, each head-major -> [B,N,C]; equals attention_reference() without a
 /// mask. Differentiable once.

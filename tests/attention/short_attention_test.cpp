@@ -48,7 +48,7 @@ TEST(ShortAttention, EqualsTheDefinition) {
   compare(3, 16, 4, 32);
   compare(2, 1, 2, 8);
   compare(2, 33, 3, 20);
-  compare(1, 64, 1, 64);
+  compare(1, 128, 1, 64);
   compare(0, 4, 2, 8);
 }
 
