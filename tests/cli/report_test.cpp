@@ -239,10 +239,10 @@ TEST(Plot, BreaksTheLineWhereThereIsNoNumber) {
   EXPECT_CONTAINS(unknown, "<td class=\"n\">8</td>");
   EXPECT_FALSE(contains(unknown, "<td class=\"n\">7</td>"));
   EXPECT_FALSE(contains(unknown, "nan") || contains(unknown, "inf"));
-  RunLog log;
+  RunLog costs;
   for (const double flops : {nan, 5.0})
-    log.steps.push_back({.cost = {.flops = flops}, .values = {{"loss", 1}}});
-  EXPECT_EQ(curve_of(log, "loss", "flops", "u").x, std::vector<double>{5});
+    costs.steps.push_back({.cost = {.flops = flops}, .values = {{"loss", 1}}});
+  EXPECT_EQ(curve_of(costs, "loss", "flops", "u").x, std::vector<double>{5});
   EXPECT_TRUE(wants_log({t}));
   EXPECT_FALSE(wants_log({{"zero", {1, 2}, {0, 100}}}));
 }
