@@ -30,9 +30,7 @@ ComparedRun open_run(const std::string& name) {
     out.settings[key] = value;
   out.log = read_run_log(out.folder);
   out.measured = measurements(out.log);
-  const Json images = out.log.of_start("images_sha256");
-  out.data_sha256 =
-      images.is_string() ? images.get<std::string>() : info.at("data_sha256").get<std::string>();
+  out.data_sha256 = images_sha256(out.log, info);
   return out;
 }
 
@@ -155,15 +153,18 @@ class MetricTable {
   }
 
   std::string obstacle_of(const MetricRow& row) const {
-    std::optional<size_t> first;
+    // Every pair: nearly equal costs may add up.
+    std::vector<size_t> before;
     for (size_t i = 0; i < row.runs.size(); ++i) {
       if (!row.runs[i]) continue;
       if (!std::isfinite(row.runs[i]->metric.value))
         return fmt::format("no finite value ({})", c_.runs[i].name);
-      if (!first) first = i;
-      const std::string reason =
-          obstacle_between(c_.runs[*first], *row.runs[*first], c_.runs[i], *row.runs[i], c_.at);
-      if (!reason.empty()) return reason;
+      for (const size_t j : before) {
+        const std::string reason =
+            obstacle_between(c_.runs[j], *row.runs[j], c_.runs[i], *row.runs[i], c_.at);
+        if (!reason.empty()) return reason;
+      }
+      before.push_back(i);
     }
     return "";
   }

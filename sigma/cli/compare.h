@@ -19,7 +19,7 @@ struct ComparedRun {
   std::string name;
   std::string task;
   std::string run_id;
-  std::string data_sha256;  // of the images, without padding, also behind latents
+  std::string data_sha256;                      // images_sha256()
   std::map<std::string, std::string> settings;  // every key
   RunLog log;
   std::vector<Measurement> measured;

@@ -1,3 +1,5 @@
+#include <optional>
+
 #include "sigma/base/error.h"
 #include "sigma/cli/cli.h"
 #include "sigma/cli/eval_generator.h"
@@ -11,14 +13,13 @@
 namespace sigma {
 namespace {
 
-Json measure_settings(const EvalCommand& command, const LoadedGenerator& generator, bool quiet) {
-  const int64_t count = command.count > 0 ? command.count : generator.config.metrics.n_samples;
-  GeneratorQuality quality(generator, command.metrics, count, command.batch, quiet);
+Json measure_settings(const std::vector<SamplerConfig>& samplers, int64_t seed,
+                      GeneratorQuality& quality) {
   Json rows = Json::array();
-  for (const SamplerConfig& sampler : samplers_of(generator, command.steps, command.guidance)) {
+  for (const SamplerConfig& sampler : samplers) {
     Json row = {
         {"steps", sampler.steps}, {"guidance", sampler.guidance.scale}, {"metrics", Json::array()}};
-    for (const MetricResult& metric : quality.measure(sampler, command.seed))
+    for (const MetricResult& metric : quality.measure(sampler, seed))
       row["metrics"].push_back(metric.to_json());
     rows.push_back(std::move(row));
   }
@@ -75,7 +76,18 @@ CommandResult run_eval(const EvalCommand& command, const GlobalOptions& global) 
   if (task == "tokenizer") return recorded(eval_tokenizer(command, global, run), global);
   if (task == "classifier") return recorded(eval_classifier(command, global, run), global);
   const LoadedGenerator generator = load_generator(command.run, command.ema, global.device);
-  const Json rows = measure_settings(command, generator, global.quiet);
+  const int64_t count = command.count > 0 ? command.count : generator.config.metrics.n_samples;
+  const std::vector<SamplerConfig> samplers =
+      samplers_of(generator, command.steps, command.guidance);
+  std::optional<GeneratorQuality> quality(std::in_place, generator, command.metrics, count,
+                                          command.batch, global.quiet);
+  if (global.dry_run) {
+    return planned(
+        {(run / "log.jsonl").string()},
+        fmt::format("metrics of {} samples for each of {} settings", count, samplers.size()));
+  }
+  const Json rows = measure_settings(samplers, command.seed, *quality);
+  quality.reset();  // ends its line of progress
   out.result = {
       {"run", run.string()}, {"step", generator.step}, {"weights_sha256", generator.weights_sha256},
       {"ema", command.ema},  {"seed", command.seed},   {"rows", rows}};

@@ -42,6 +42,11 @@ GeneratorQuality::GeneratorQuality(const LoadedGenerator& generator,
       device_(device_of(generator.config.train)),
       clips_(generator.model->image_shape().size() == 4),
       progress_(generator.config.log.interval, quiet) {
+  if (!metrics_.empty() && wanted("label_accuracy")) {
+    SIGMA_CHECK(kUsage, generator.config.generator.network.num_classes > 0,
+                "--metrics label_accuracy: expected a generator with labels, {} has none",
+                generator.run.string());
+  }
   const bool images_only = !metrics_.empty() || !clips_;
   if (images_only && (wanted(kExtractor) || wanted("label_accuracy"))) {
     SIGMA_CHECK(kUsage, !clips_, "--metrics: {} and label_accuracy expect images, {} makes clips",

@@ -48,6 +48,11 @@ CommandResult eval_classifier(const EvalCommand& command, const GlobalOptions& g
                               const std::filesystem::path& run) {
   if (!command.write_asset.empty()) check_output(command.write_asset, global);
   const OpenRun loaded = open_run(run.string(), "classifier", "main", global.device);
+  if (global.dry_run) {
+    std::vector<std::string> files = {(run / "log.jsonl").string()};
+    if (!command.write_asset.empty()) files.push_back(command.write_asset);
+    return planned(files, "the accuracy of a classifier");
+  }
   const SafetensorsFile weights = loaded.weights();
   const std::vector<int64_t> shape = image_shape_of(weights);
   const int64_t classes = loaded.config.classifier.num_classes;
@@ -74,11 +79,6 @@ CommandResult eval_classifier(const EvalCommand& command, const GlobalOptions& g
   out.text = fmt::format("accuracy  {:.4f}  ({} images of {})\n", accuracy, test.labels.numel(),
                          test.name);
   if (command.write_asset.empty()) return out;
-  if (global.dry_run) {
-    out.result["would_write"] = command.write_asset;
-    out.text += fmt::format("would write {}\n", command.write_asset);
-    return out;
-  }
 
   const Images train = read_split(loaded.config.data, "train", 0);
   const FeatureStatistics reference =

@@ -222,9 +222,8 @@ class TokenizerEvaluation {
       };
       add_probe("linear_probe_pca", "PCA", encode(train_.pixels), encode(test_.pixels));
     }
-    if (wants("linear_probe_pixels")) {
+    if (wants("linear_probe_pixels"))
       add_probe("linear_probe_pixels", "pixels", train_.pixels.flatten(1), test_.pixels.flatten(1));
-    }
   }
 
   int64_t prefix_floats(int64_t tokens) const { return tokens * run_.model->latent_shape()[1]; }
@@ -293,7 +292,9 @@ class TokenizerEvaluation {
 
 CommandResult eval_tokenizer(const EvalCommand& command, const GlobalOptions& global,
                              const std::filesystem::path& run) {
-  return TokenizerEvaluation(command, global, run).result();
+  TokenizerEvaluation evaluation(command, global, run);
+  if (global.dry_run) return planned({(run / "log.jsonl").string()}, "metrics of a tokenizer");
+  return evaluation.result();
 }
 
 }  // namespace sigma

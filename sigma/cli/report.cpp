@@ -34,8 +34,10 @@ std::string text_of(const Json& value) {
 }
 
 std::string time_text(const Json& seconds) {
-  if (!seconds.is_number()) return "-";
-  const auto whole = static_cast<time_t>(seconds.get<double>());
+  constexpr double kYear10000 = 253402300800;
+  const double value = seconds.is_number() ? seconds.get<double>() : -1;
+  if (!(value >= 0 && value < kYear10000)) return "-";
+  const auto whole = static_cast<time_t>(value);
   std::tm parts{};
   char text[32];
   if (gmtime_r(&whole, &parts) == nullptr) return "-";
@@ -171,7 +173,11 @@ std::string data(const Source& run) {
     facts.emplace_back("Samples", about.value("count", Json()).dump());
     facts.emplace_back("Shape", about.value("shape", Json()).dump());
   }
-  facts.emplace_back("SHA-256", run.info.at("data_sha256").get<std::string>());
+  const std::string images = images_sha256(run.log, run.info);
+  const auto trained_on = run.info.at("data_sha256").get<std::string>();
+  facts.emplace_back("SHA-256 of the images", images);
+  // Padded, or latents.
+  if (trained_on != images) facts.emplace_back("SHA-256 as trained on", trained_on);
   return html_facts(facts);
 }
 

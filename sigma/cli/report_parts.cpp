@@ -85,6 +85,11 @@ std::string number_text(double value) {
   return std::isfinite(value) ? fmt::format("{:.4g}", value) : "-";
 }
 
+std::string images_sha256(const RunLog& log, const Json& info) {
+  const Json images = log.of_start("images_sha256");
+  return (images.is_string() ? images : info.at("data_sha256")).get<std::string>();
+}
+
 double cost_of(const Cost& cost, const std::string& at) {
   if (at == "flops") return cost.flops;
   return at == "seconds" ? cost.seconds : cost.images;
@@ -114,8 +119,9 @@ Series curve_of(const RunLog& log, const std::string& value, const std::string& 
   Series out{.name = name, .x = {}, .y = {}};
   for (const LogStep& step : log.steps) {
     const auto found = step.values.find(value);
-    if (found == step.values.end()) continue;
-    out.x.push_back(cost_of(step.cost, at));
+    const double x = cost_of(step.cost, at);
+    if (found == step.values.end() || !std::isfinite(x)) continue;
+    out.x.push_back(x);
     out.y.push_back(found->second);
   }
   return out;

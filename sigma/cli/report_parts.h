@@ -16,6 +16,10 @@ std::string run_name(const std::filesystem::path& run);
 /// "12.3"; NaN: "-".
 std::string number_text(double value);
 
+/// Of the images that a run learns from, without padding, also behind latents: from the log's start;
+/// where that does not say, the data_sha256 of its run.json, `info`.
+std::string images_sha256(const RunLog& log, const Json& info);
+
 /// images | flops | seconds of a cost.
 double cost_of(const Cost& cost, const std::string& at);
 
@@ -23,7 +27,7 @@ double cost_of(const Cost& cost, const std::string& at);
 /// last. One part of the loss alone is the loss.
 std::vector<std::string> curve_names(const std::vector<const RunLog*>& logs);
 
-/// A value of the log over the cost.
+/// A value of the log over the cost, where that is a finite number.
 Series curve_of(const RunLog& log, const std::string& value, const std::string& at,
                 const std::string& name);
 

@@ -101,9 +101,11 @@ CommandResult run_sample(const SampleCommand& command, const GlobalOptions& glob
             : "";
     paths.push_back(folder ? out_path / (suffix.empty() ? "" : suffix.substr(1))
                            : out_path.parent_path() / (out_path.stem().string() + suffix + ".png"));
-    for (const auto& file : job.files(paths.back(), folder)) {
-      check_output(file.string(), global);
-      files.push_back(file.string());
+    for (const auto& png : job.files(paths.back(), folder)) {
+      for (const std::string& file : recorded_png_files(png)) {
+        check_output(file, global);
+        files.push_back(file);
+      }
     }
   }
   if (global.dry_run) {

@@ -15,7 +15,8 @@ constexpr int64_t kGridSeed = 0;
 Sheet sample_grid(const LoadedGenerator& generator);
 
 /// Writes RUN/samples/step-NNNNNNN.png, and the record beside it, for a checkpoint folder of a
-/// generator run; returns the file. Of other runs: nothing, an empty path. Errors: kCheckpoint, kIo.
+/// generator run; returns the file. Of other runs: nothing, an empty path. Errors: kCheckpoint,
+/// kIo, kNonFinite (of the samples), out of memory.
 std::filesystem::path write_sample_grid(const std::filesystem::path& checkpoint);
 
 }  // namespace sigma

@@ -151,6 +151,7 @@ std::vector<SamplerConfig> samplers_of(const LoadedGenerator& generator, std::ve
       out.push_back(own);
       out.back().steps = n;
       out.back().guidance.scale = scale;
+      sampler_times(out.back(), generator.model->path());
     }
   }
   return out;
@@ -192,6 +193,10 @@ Sheet grid_sheet(const std::vector<SampledImage>& images, int64_t columns) {
   return sheet;
 }
 
+std::vector<std::string> recorded_png_files(const std::filesystem::path& path) {
+  return {path.string(), path.string() + ".json"};
+}
+
 void write_recorded_png(const std::filesystem::path& path, const Image& image,
                         const Json& records) {
   // Paths may hold any bytes, the chunk only ASCII.
@@ -201,7 +206,7 @@ void write_recorded_png(const std::filesystem::path& path, const Image& image,
   write_file_atomic(path, bytes);
   const Json sidecar = {{"file_sha256", sha256_hex(bytes)}, {"images", records}};
   write_file_atomic(
-      path.string() + ".json",
+      recorded_png_files(path).back(),
       sidecar.dump(1, ' ', /*ensure_ascii=*/true, Json::error_handler_t::replace) + "\n");
 }
 

@@ -43,6 +43,7 @@ std::vector<int64_t> parse_labels(const std::string& text, int64_t num_classes);
 std::vector<int64_t> spread_labels(const std::vector<int64_t>& labels, int64_t count);
 
 /// The sampler of the run with each of these settings, guidance by guidance; empty: the run's own.
+/// Errors: kUsage (one that does not fit).
 std::vector<SamplerConfig> samplers_of(const LoadedGenerator& generator, std::vector<int64_t> steps,
                                        std::vector<double> guidance);
 
@@ -69,6 +70,8 @@ class Sheet {
 int64_t grid_scale(const Image& image);
 /// Rows of `columns`, with white between.
 Sheet grid_sheet(const std::vector<SampledImage>& images, int64_t columns);
+/// The files that write_recorded_png() writes.
+std::vector<std::string> recorded_png_files(const std::filesystem::path& path);
 /// The PNG, and beside it FILE.png.json: the same record or list, and the file's hash. Errors: kIo.
 void write_recorded_png(const std::filesystem::path& path, const Image& image, const Json& records);
 

@@ -133,6 +133,7 @@ std::string table_of(const std::vector<Series>& series, const std::string& x_lab
   for (size_t k = 0; k < series.size(); ++k) {
     rows[0].push_back(series[k].name);
     for (size_t i = 0; i < series[k].x.size(); ++i) {
+      if (!std::isfinite(series[k].x[i])) continue;
       auto& row = by_x.try_emplace(series[k].x[i], series.size(), "").first->second;
       row[k] = number_text(series[k].y[i]);
     }

@@ -9,8 +9,8 @@ namespace sigma {
 
 struct Series {
   std::string name;
-  std::vector<double> x;  // rising
-  std::vector<double> y;  // NaN or infinite: a gap
+  std::vector<double> x;  // rising; NaN or infinite: a gap
+  std::vector<double> y;  // the same
 };
 
 /// Round numbers in [low, high]: 1, 2 or 5 times a power of ten apart; `logarithmic`: 1, 2 and 5

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <optional>
 
 #include "sigma/base/error.h"
 #include "sigma/cli/eval_generator.h"
@@ -185,17 +186,17 @@ CommandResult run_sweep(const SampleCommand& command, const GlobalOptions& globa
   const std::string curve =
       (out_path.parent_path() / (out_path.stem().string() + "-curve.png")).string();
   const bool measured = command.samples != 0;
-  std::vector<std::string> files = {command.out};
-  if (measured) {
-    check_output(curve, global);
-    files.push_back(curve);
-  }
+  std::vector<std::string> files = recorded_png_files(out_path);
+  if (measured) files.push_back(curve);
+  for (const std::string& file : files) check_output(file, global);
 
   const LoadedGenerator generator = load_generator(command.run, command.ema, global.device);
   const Sweep sweep = plan(command, generator);
   const int64_t samples =
       command.samples > 0 ? command.samples : generator.config.metrics.n_samples;
   const auto settings = static_cast<int64_t>(sweep.samplers.size());
+  std::optional<GeneratorQuality> quality;
+  if (measured) quality.emplace(generator, command.metrics, samples, command.batch, global.quiet);
   if (global.dry_run) {
     return planned(files,
                    fmt::format("{} settings, {} seeds, {} images of each; {} measured of each",
@@ -216,11 +217,9 @@ CommandResult run_sweep(const SampleCommand& command, const GlobalOptions& globa
   draw_grids(sweep).write(out_path);
   out.text = fmt::format("{}: rows guidance, columns steps; in each grid {} seeds in columns\n",
                          command.out, command.seeds);
-  if (!measured) return out;
-  {
-    GeneratorQuality quality(generator, command.metrics, samples, command.batch, global.quiet);
-    out.result["rows"] = measure(sweep, quality);
-  }
+  if (!quality) return out;
+  out.result["rows"] = measure(sweep, *quality);
+  quality.reset();  // ends its line of progress
   write_picture(curve, curves_of(sweep, out.result["rows"]),
                 {{"checkpoint", generator.weights_sha256}, {"rows", out.result["rows"]}});
   out.text += fmt::format("{}: metrics against steps\n", curve) + table_of(out.result["rows"]);

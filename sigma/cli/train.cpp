@@ -11,25 +11,27 @@ namespace {
 
 CommandResult dry_run(const RunConfig& config, const std::filesystem::path& run) {
   const TrainEstimate e = estimate(config);
-  CommandResult out;
+  std::vector<std::string> files;
+  for (const char* name : {"config.toml", "run.json", "log.jsonl", "lock", "checkpoints", "events"})
+    files.push_back((run / name).string());
+  if (config.task == "generator") files.push_back((run / "samples").string());
+  if (config.task == "generator" && !config.generator.tokenizer.empty())
+    files.push_back((run / "tokenizer").string());
+  if (!e.latents_to_write.empty()) files.push_back(e.latents_to_write.string());
   const auto parent = run.has_parent_path() ? run.parent_path() : std::filesystem::path(".");
   const uint64_t free =
       free_bytes(std::filesystem::exists(parent) ? parent : std::filesystem::path("."));
-  out.result = {{"dry_run", true},
-                {"run", run.string()},
-                {"files",
-                 {(run / "config.toml").string(), (run / "run.json").string(),
-                  (run / "log.jsonl").string(), (run / "checkpoints").string()}},
-                {"parameters", e.parameters},
-                {"steps", e.steps},
-                {"flops_per_image", e.flops_per_image},
-                {"memory_weights", e.memory_weights},
-                {"checkpoint_bytes", e.checkpoint_bytes},
-                {"disk_bytes", e.disk_bytes},
-                {"disk_free", free},
-                {"data_count", e.data_count},
-                {"data", e.data_description}};
-  out.text = text_table(
+  const Json more = {{"run", run.string()},
+                     {"parameters", e.parameters},
+                     {"steps", e.steps},
+                     {"flops_per_image", e.flops_per_image},
+                     {"memory_weights", e.memory_weights},
+                     {"checkpoint_bytes", e.checkpoint_bytes},
+                     {"disk_bytes", e.disk_bytes},
+                     {"disk_free", free},
+                     {"data_count", e.data_count},
+                     {"data", e.data_description}};
+  std::string table = text_table(
       {{"run", run.string() + " (nothing was written)"},
        {"data", fmt::format("{} ({} samples)", e.data_description, e.data_count)},
        {"parameters", count_text(static_cast<double>(e.parameters))},
@@ -43,7 +45,8 @@ CommandResult dry_run(const RunConfig& config, const std::filesystem::path& run)
                             bytes_text(static_cast<double>(e.checkpoint_bytes)),
                             bytes_text(static_cast<double>(e.disk_bytes)),
                             bytes_text(static_cast<double>(free)))}});
-  return out;
+  table.pop_back();  // planned() ends the line
+  return planned(files, table, more);
 }
 
 }  // namespace

@@ -53,7 +53,8 @@ void TrainConfig::visit(ConfigVisitor& v) {
   v.choice("on_nonfinite", on_nonfinite, {"stop", "skip"},
            "what a NaN or Inf in the loss or gradient does");
   if (v.when(on_nonfinite, "skip"))
-    v.field("max_skips", max_skips, in(0, 1e9), "skipped steps in a row that end the run");
+    v.field("max_skips", max_skips, in(0, 1e9),
+            "skipped steps in a row that are allowed; one more ends the run");
   v.field("start_from", start_from, "run whose weights are the start; empty = initial values");
   v.field("only", only, "names of the parts that are trained, \"decoder hog\"; empty = all");
   v.table("optimizer", optimizer, "optimizer");

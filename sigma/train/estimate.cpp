@@ -8,7 +8,7 @@ namespace sigma {
 
 TrainEstimate estimate(RunConfig config) {
   resolve(config);
-  const TaskBundle bundle = make_task(config);
+  const TaskBundle bundle = make_task(config, /*dry_run=*/true);
   TrainEstimate out;
   int64_t bytes = 0;
   for (const auto& [name, tensor] : named_state(bundle.task->module())) {
@@ -21,6 +21,7 @@ TrainEstimate estimate(RunConfig config) {
   out.checkpoint_bytes = 4 * bytes;  // weights, average, two moments
   out.disk_bytes = (config.checkpoint.keep_last + 1) * out.checkpoint_bytes;
   out.data_count = bundle.data->size();
+  out.latents_to_write = bundle.latents_to_write;
   out.data_description = bundle.data->info().description;
   return out;
 }

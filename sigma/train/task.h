@@ -2,6 +2,7 @@
 // generator, tokenizer, classifier (sigma/train/tasks.cpp).
 #pragma once
 
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <string>
@@ -40,8 +41,10 @@ struct TaskBundle {
   std::unique_ptr<Dataset> data;
   std::vector<int64_t> image_shape;  // [C,Y,X] of the images behind the data
   std::unique_ptr<Task> task;
+  std::filesystem::path latents_to_write;  // of a dry run: what training would encode to first
 };
-/// `config` must be resolved. Errors: kUsage, kData.
-TaskBundle make_task(const RunConfig& config);
+/// `config` must be resolved. `dry_run`: writes no latents; the data then are the images. Errors:
+/// kUsage (a sampler that does not fit too), kData.
+TaskBundle make_task(const RunConfig& config, bool dry_run = false);
 
 }  // namespace sigma

@@ -54,14 +54,19 @@ class GeneratorTask : public Task {
   std::unique_ptr<GeneratorModel> model_;
 };
 
-// The latents of `data` under `tokenizer`, from the cache beside the tokenizer's run or encoded
-// now.
+// Where the latents of a data set are kept, beside the tokenizer's run.
+std::filesystem::path latents_file(const std::string& data_sha256,
+                                   const LoadedTokenizer& tokenizer) {
+  return tokenizer.folder / "latents" /
+         fmt::format("{}-{}.safetensors", data_sha256.substr(0, 16),
+                     tokenizer.weights_sha256.substr(0, 16));
+}
+
+// The latents of `data` under `tokenizer`, from their file or encoded now.
 std::unique_ptr<Dataset> latents_of(const Dataset& data, const LoadedTokenizer& tokenizer,
                                     torch::Device device, torch::ScalarType dtype) {
   const std::string data_sha256 = data_hash(data);
-  const std::filesystem::path cache = tokenizer.folder / "latents" /
-                                      fmt::format("{}-{}.safetensors", data_sha256.substr(0, 16),
-                                                  tokenizer.weights_sha256.substr(0, 16));
+  const std::filesystem::path cache = latents_file(data_sha256, tokenizer);
   if (!std::filesystem::exists(cache)) {
     print_note(fmt::format("encoding {} images into {}", data.size(), cache.string()));
     const torch::NoGradGuard no_grad;
@@ -81,7 +86,7 @@ std::unique_ptr<Dataset> latents_of(const Dataset& data, const LoadedTokenizer& 
   return open_latents(cache, data.info());
 }
 
-TaskBundle make_generator(const RunConfig& config) {
+TaskBundle make_generator(const RunConfig& config, bool dry_run) {
   const torch::Device device = device_of(config.train);
   TaskBundle bundle;
   bundle.data = open_dataset(config.data);
@@ -91,6 +96,11 @@ TaskBundle make_generator(const RunConfig& config) {
   SIGMA_CHECK(kUsage, classes == 0 || classes == info.num_classes,
               "generator.num_classes: expected {} (the classes of the data) or 0, got {}",
               info.num_classes, classes);
+  const SamplerConfig& sampler = config.generator.sampler;
+  sampler_times(sampler, Path(config.generator.path));
+  SIGMA_CHECK(kUsage, classes > 0 || sampler.guidance.scale == 1,
+              "generator.sampler.guidance.scale: expected 1 without labels, got {}",
+              sampler.guidance.scale);
   std::optional<LoadedTokenizer> tokenizer;
   if (!config.generator.tokenizer.empty()) {
     tokenizer = load_tokenizer_run(config.generator.tokenizer, device);
@@ -106,8 +116,12 @@ TaskBundle make_generator(const RunConfig& config) {
     const Tensor images = to_float(read_samples(*bundle.data, 0, count).data);
     model->set_pixel_statistics(images.mean().item<double>(), images.std().item<double>());
   }
-  if (tokenizer)
+  if (tokenizer && dry_run) {
+    const std::filesystem::path file = latents_file(data_hash(*bundle.data), *tokenizer);
+    if (!std::filesystem::exists(file)) bundle.latents_to_write = file;
+  } else if (tokenizer) {
     bundle.data = latents_of(*bundle.data, *tokenizer, device, compute_dtype_of(config.train));
+  }
   bundle.task = std::make_unique<GeneratorTask>(std::move(model));
   return bundle;
 }
@@ -187,8 +201,8 @@ class ClassifierTask : public Task {
 
 }  // namespace
 
-TaskBundle make_task(const RunConfig& config) {
-  if (config.task == "generator") return make_generator(config);
+TaskBundle make_task(const RunConfig& config, bool dry_run) {
+  if (config.task == "generator") return make_generator(config, dry_run);
   TaskBundle bundle;
   bundle.data = open_dataset(config.data);
   bundle.image_shape = bundle.data->info().sample_shape;

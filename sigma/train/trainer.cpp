@@ -16,19 +16,19 @@
 #include "sigma/train/deterministic.h"
 #include "sigma/train/ema.h"
 #include "sigma/train/optimizer.h"
+#include "sigma/train/out_of_memory.h"
 #include "sigma/train/run.h"
 #include "sigma/train/signals.h"
 #include "sigma/train/stage.h"
 #include "sigma/train/step_guard.h"
 #include "sigma/train/task.h"
+#include "sigma/train/training_picture.h"
 
 namespace sigma {
 namespace {
 
 using torch::Tensor;
 using Clock = std::chrono::steady_clock;
-
-constexpr int64_t kMebi = int64_t{1} << 20;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -102,7 +102,7 @@ class Trainer {
     } catch (const std::exception& error) {
       if (!is_out_of_memory(error)) throw;
       progress_.end_line();
-      throw out_of_memory(error);
+      throw out_of_memory(error, config_.train, bundle_.task->group_size(), run_);
     }
   }
 
@@ -170,8 +170,7 @@ class Trainer {
         guard.check(step);
         if (step == total_) finish();
         result.checkpoint = save(result);
-        if (options_.picture && signal == 0)
-          run_.log_picture(options_.picture(result.checkpoint), step);
+        if (signal == 0) add_picture(options_.picture, result.checkpoint, step, run_, progress_);
       }
       if (stop && step < total_) {
         result.signal = signal;
@@ -221,23 +220,6 @@ class Trainer {
       total = total.defined() ? total + loss.detach() : loss.detach();
     }
     return total;
-  }
-
-  // The request, the peak, and the setting that helps; retrying is left to the user.
-  Error out_of_memory(const std::exception& error) {
-    const bool saved = !run_.checkpoints().steps().empty();
-    const int64_t micro = config_.train.micro();
-    const int64_t half = micro / 2;
-    std::string hint = "a smaller model or train.batch is needed";
-    if (micro % 2 == 0 && half % bundle_.task->group_size() == 0) {
-      hint = fmt::format("--set train.micro_batch={}{}", half,
-                         saved ? " with a new --run: the passes of a run are its identity" : "");
-    }
-    const auto message =
-        fmt::format("out of memory with {} images a pass: {}; peak {} MiB", micro,
-                    allocation_request(error), peak_memory(device_of(config_.train)) / kMebi);
-    run_.log("error", {{"message", message}});
-    return {ErrorKind::kDevice, message, hint};
   }
 
   void finish() {

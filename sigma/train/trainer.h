@@ -18,14 +18,16 @@
 
 namespace sigma {
 
+/// Makes a picture of a saved checkpoint, given its folder, and returns the PNG file in the run,
+/// which the log names and TensorBoard shows; empty: none.
+using PictureMaker = std::function<std::filesystem::path(const std::filesystem::path&)>;
+
 struct TrainOptions {
   std::filesystem::path run;
   std::vector<std::string> argv;  // recorded in run.json
   bool quiet = false;
   std::function<void(const std::string&)> on_log;  // sees each line of log.jsonl
-  /// Makes a picture of a saved checkpoint, given its folder, and returns the PNG file in the run,
-  /// which the log names and TensorBoard shows; empty: none. Not called for what a signal saves.
-  std::function<std::filesystem::path(const std::filesystem::path&)> picture;
+  PictureMaker picture;         // not called for what a signal saves; only its kIo ends the run
   bool check_hashes = true;     // of the checkpoint to resume from; false: sizes only
   int64_t stop_after_step = 0;  // > 0: checkpoint and return there, as at a signal (tests)
 };
@@ -56,6 +58,7 @@ struct TrainEstimate {
   int64_t disk_bytes = 0;  // all checkpoints kept
   int64_t data_count = 0;
   std::string data_description;
+  std::filesystem::path latents_to_write;  // of images that are not encoded yet; empty: none
 };
 /// What `train` would do; writes nothing.
 TrainEstimate estimate(RunConfig config);

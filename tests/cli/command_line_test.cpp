@@ -144,6 +144,7 @@ TEST_F(CommandLine, ADryRunWritesNothing) {
            {"sample", "runs/tiny", "-o", "b.png", "-n"},
            {"sample", "runs/tiny", "-o", "b/", "-n", "--count", "3"},
            {"sample", "runs/tiny", "-o", "b.png", "--seeds", "2", "-n"},
+           {"eval", "runs/tiny", "--metrics", "energy_pixels", "-n"},
            {"regenerate", "a.png", "-o", "again.png", "-n"},
            {"report", "runs/tiny", "-n"},
            {"compare", "runs/tiny", "runs/other", "--html", "c.html", "-n"},
@@ -155,7 +156,25 @@ TEST_F(CommandLine, ADryRunWritesNothing) {
     EXPECT_EQ(files(), before) << command[0];
   }
   EXPECT_CONTAINS(p.run({"sample", "runs/tiny", "-o", "b/", "-n", "--count", "3"}).out,
-                  "would write b/000002.png");
+                  "would write b/000002.png\nwould write b/000002.png.json\n");
+  EXPECT_CONTAINS(p.run({"eval", "runs/tiny", "--metrics", "energy_pixels", "-n"}).out,
+                  "would write runs/tiny/log.jsonl\n");
+  // What training was to write is what it writes.
+  std::vector<std::string> train = {"train",      "tiny.toml", "--run",
+                                    "runs/third", "--set",     "train.images=80"};
+  EXPECT_EQ(p.run(train).exit, 0);
+  train.insert(train.end(), {"--json", "-n"});
+  std::vector<std::string> planned = json::parse(p.run(train).out).at("result").at("files");
+  train.pop_back();
+  train.back() = "-n";
+  const std::string text = p.run(train).out;
+  for (const std::string& file : planned) EXPECT_CONTAINS(text, "would write " + file + "\n");
+  std::vector<std::string> written;
+  for (const auto& entry : fs::directory_iterator(p.folder / "runs/third"))
+    written.push_back("runs/third/" + entry.path().filename().string());
+  std::sort(planned.begin(), planned.end());
+  std::sort(written.begin(), written.end());
+  EXPECT_EQ(planned, written);
 }
 
 TEST_F(CommandLine, FilesAreOverwrittenOnlyByForce) {
@@ -168,6 +187,18 @@ TEST_F(CommandLine, FilesAreOverwrittenOnlyByForce) {
   EXPECT_EQ(read_file(p.folder / "mine.png"), "precious");
   EXPECT_EQ(p.run({"sample", "runs/tiny", "-o", "mine.png", "-f"}).exit, 0);
   EXPECT_EQ(decode_image(read_file(p.folder / "mine.png"), "mine").channels, 1);
+  // The records beside pictures too.
+  for (const std::string& file : {"grid.png", "folder/000001.png", "sweep.png"}) {
+    p.write(file + ".json", "precious");
+    const std::string out = file.starts_with("folder") ? "folder/" : file;
+    std::vector<std::string> command = {"sample", "runs/tiny", "-o", out, "--count", "2"};
+    if (file == "sweep.png") command.insert(command.end(), {"--seeds", "1", "--samples", "0"});
+    const Finished refused = p.run(command);
+    EXPECT_EQ(refused.exit, 2);
+    EXPECT_CONTAINS(refused.err, file + ".json: expected a new file, found one");
+    EXPECT_EQ(read_file(p.folder / (file + ".json")), "precious");
+    EXPECT_FALSE(fs::exists(p.folder / file));
+  }
   // Text that would go to stdout goes to a file.
   EXPECT_EQ(p.run({"config", "show", "tiny.toml", "-o", "all.toml"}).out, "");
   EXPECT_EQ(p.run({"config", "check", "all.toml"}).exit, 0);

@@ -119,6 +119,11 @@ TEST_F(Compare, RefusesToRankAndSaysWhy) {
   EXPECT_EQ(against({}, "d1"), "data: d0 and d1 (a and b)");
   EXPECT_EQ(against({.step = 50}), "images: 800 and 400 (a and b)");
   EXPECT_EQ(against({.value = std::nan("")}), "no finite value (b)");
+  // Each within 5 % of the first, but not of each other.
+  const std::string less = run("less", 1, {{.step = 96}}), more = run("more", 2, {{.step = 104}});
+  EXPECT_EQ(obstacle({a, less}), "");
+  EXPECT_EQ(obstacle({a, more}), "");
+  EXPECT_EQ(obstacle({a, less, more}), "images: 768 and 832 (less and more)");
   // Averaged and raw weights never meet in a row.
   EXPECT_EQ(compare_runs({a, run("b", 1, {{.ema = "none"}})}, "images").metrics.size(), 2u);
 }

@@ -41,6 +41,10 @@ TEST_F(Errors, SettingsThatDoNotFitTogetherAreRefusedBeforeTheFirstStep) {
                   "expects s or delta");
   EXPECT_CONTAINS(p.run({"train", "tiny.toml", "--set", "generator.patch_size=3"}).err,
                   "expected a divisor of 8 x 8, got 3");
+  const Finished sampler =
+      p.run({"train", "tiny.toml", "--set", "generator.sampler={schedule=\"explicit\", steps=3}"});
+  EXPECT_EQ(sampler.exit, 2);
+  EXPECT_CONTAINS(sampler.err, "expected 2 numbers for 3 steps, got 0");
   EXPECT_TRUE(p.checkpoints("runs/tiny").empty());
 }
 

@@ -207,8 +207,13 @@ batch = 8
   EXPECT_GT(
       nlohmann::json::parse(psnr.out).at("result").at("metrics").at(0).at("value").get<double>(),
       10.0);
+  std::vector<std::string> dry = generator;
+  dry.emplace_back("-n");
+  EXPECT_CONTAINS(p.run(dry).out, "would write runs/ae/latents/");
+  EXPECT_FALSE(fs::exists(p.folder / "runs/ae/latents"));
   Finished r = p.run(generator);
   ASSERT_EQ(r.exit, 0) << r.err;
+  EXPECT_FALSE(contains(p.run(dry).out, "would write runs/ae"));  // they are there
   EXPECT_TRUE(fs::exists(p.folder / "runs/latent/tokenizer/ema-main.safetensors"));
   EXPECT_EQ(
       std::distance(fs::directory_iterator(p.folder / "runs/ae/latents"), fs::directory_iterator{}),

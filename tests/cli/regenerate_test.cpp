@@ -162,6 +162,19 @@ TEST_F(Regenerate, ASweepIsOnePictureAndMeasuresAsEvalDoes) {
   EXPECT_EQ(p.run({"sample", "runs/tiny", "--metrics", "energy_pixels"}).exit, 2);
   EXPECT_EQ(p.run({"sample", "runs/tiny", "-o", "s.png", "--seeds", "2", "--samples", "1"}).exit,
             2);
+  // Accuracy of labels that a generator does not have: refused before any image is made.
+  ASSERT_EQ(p.run({"train", "tiny.toml", "--run", "runs/plain", "--set", "train.images=80", "--set",
+                   "generator.num_classes=0"})
+                .exit,
+            0);
+  for (std::vector<std::string> command : std::vector<std::vector<std::string>>{
+           {"eval", "runs/plain"}, {"sample", "runs/plain", "-o", "plain.png", "--seeds", "1"}}) {
+    command.insert(command.end(), {"--metrics", "energy_pixels,label_accuracy"});
+    const Finished refused = p.run(command);
+    EXPECT_EQ(refused.exit, 2);
+    EXPECT_CONTAINS(refused.err, "--metrics label_accuracy: expected a generator with labels");
+  }
+  EXPECT_FALSE(fs::exists(p.folder / "plain.png"));
   // Without measuring there is no curve.
   EXPECT_EQ(p.run({"sample", "runs/tiny", "-o", "s.png", "--seeds", "1", "--samples", "0"}).exit,
             0);

@@ -1,6 +1,7 @@
 // Reports and comparisons of real runs: tiny ones, trained here.
 #include <cmath>
 
+#include "sigma/cli/report_parts.h"
 #include "sigma/cli/svg_plot.h"
 #include "sigma/io/images.h"
 #include "sigma/train/run_log.h"
@@ -71,7 +72,9 @@ TEST_F(Reports, TheSameRunGivesTheSamePageAndNothingUnescaped) {
   eval(run, "32", "1001");
   eval(run, "16");
   std::ofstream(p.folder / run / "log.jsonl", std::ios::app)
-      << R"({"t":1,"event":"<script>x","message":"</pre><script>y"})" << "\nbroken\n";
+      << R"({"t":1,"event":"<script>x","message":"</pre><script>y"})"
+      << "\n"
+      << R"({"t":1e300,"event":"late"})" << "\nbroken\n";
   ASSERT_EQ(p.run({"sample", run, "-o", run + "/samples/mine.png", "--count", "8"}).exit, 0);
   ASSERT_EQ(p.run({"report", run}).exit, 0);
   ASSERT_EQ(p.run({"report", run, "-o", "again.html"}).exit, 0);
@@ -83,6 +86,7 @@ TEST_F(Reports, TheSameRunGivesTheSamePageAndNothingUnescaped) {
 
   EXPECT_CONTAINS(html, "<h1>&lt;script&gt;alert(&#39;&amp;&quot;)</h1>");
   EXPECT_CONTAINS(html, "&lt;script&gt;y");
+  EXPECT_CONTAINS(html, "<td class=\"n\">-</td><td>late</td>");  // a time that no calendar has
   EXPECT_CONTAINS(html, "40 of 40 steps, 320 images; finished");
   EXPECT_CONTAINS(html, "1 broken lines passed over");
   EXPECT_CONTAINS(html, "train tiny.toml --run &#39;runs/&lt;script&gt;");
@@ -127,6 +131,10 @@ TEST_F(Reports, ComparisonsRankOnlyWhatIsComparable) {
   train("runs/padded", {"data.pad=2"});
   const json padded = compare({"a", "padded"});
   EXPECT_EQ(padded.at("runs").at(0).at("data_sha256"), padded.at("runs").at(1).at("data_sha256"));
+  const std::string page = p.run({"report", "runs/padded", "-o", "-"}).out;
+  EXPECT_CONTAINS(page, "SHA-256 of the images");
+  EXPECT_CONTAINS(page, padded.at("runs").at(1).at("data_sha256").get<std::string>());
+  EXPECT_CONTAINS(page, "SHA-256 as trained on");
 
   // The wider network does more for the same images; time is never quite equal.
   const json flops = compare({"a", "wide", "--at", "flops"});
@@ -224,6 +232,17 @@ TEST(Plot, BreaksTheLineWhereThereIsNoNumber) {
   EXPECT_CONTAINS(SvgPlot{}.html(), "No finite value");
   EXPECT_CONTAINS((SvgPlot{.series = {{"n", {1, 2}, {nan, -1}}}, .log_y = true}.html()),
                   "No finite value");
+  // Costs that are not known have no place, in the table neither.
+  const std::string unknown =
+      SvgPlot{.title = "", .x_label = "x", .series = {{"u", {nan, 1, INFINITY, 2}, {7, 8, 7, 9}}}}
+          .html();
+  EXPECT_CONTAINS(unknown, "<td class=\"n\">8</td>");
+  EXPECT_FALSE(contains(unknown, "<td class=\"n\">7</td>"));
+  EXPECT_FALSE(contains(unknown, "nan") || contains(unknown, "inf"));
+  RunLog costs;
+  for (const double flops : {nan, 5.0})
+    costs.steps.push_back({.cost = {.flops = flops}, .values = {{"loss", 1}}});
+  EXPECT_EQ(curve_of(costs, "loss", "flops", "u").x, std::vector<double>{5});
   EXPECT_TRUE(wants_log({t}));
   EXPECT_FALSE(wants_log({{"zero", {1, 2}, {0, 100}}}));
 }
