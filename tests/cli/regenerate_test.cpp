@@ -98,6 +98,15 @@ TEST_F(Regenerate, WeightsAreFoundByTheirHash) {
   EXPECT_CONTAINS(missing.at("message").get<std::string>(), "searched runs/tiny/checkpoints/");
   for (const char* place : {"moved", "moved/tiny", "moved/tiny/checkpoints/step-0000020/"})
     regenerate({"w.png", "--checkpoint", place}, 0);
+  // A recorded path is one checkpoint: a file does not make the program search a disk.
+  const auto recorded = [&](const std::string& path) {
+    json records = json::parse(read_provenance(bytes("w.png"), "w"));
+    for (json& record : records) record["path"] = path;
+    p.write("at.png", encode_png(decode_image(bytes("w.png"), "w"), records.dump()));
+    return "at.png";
+  };
+  regenerate({recorded("moved/tiny/checkpoints/step-0000020")}, 0);
+  regenerate({recorded("moved/tiny/checkpoints")}, 4);
   fs::create_directories(p.folder / "runs/of");
   fs::rename(p.folder / "moved/tiny", p.folder / "runs/of/another-name");
   const json found = regenerate({"w.png"}, 0);
