@@ -49,8 +49,13 @@ std::vector<SamplerConfig> samplers_of(const LoadedGenerator& generator, std::ve
 /// What the last bits depend on beside build, device and dtype: "AVX2, 2 threads".
 std::string hardware_text(torch::Device device);
 
-/// More would not fit: the records of a picture share a chunk of 1 MiB.
+/// No picture shows more images: see most_in_picture().
 constexpr int64_t kMaxInPicture = 1200;
+/// How many images like those of sample_all() a picture shows: the records of all share its chunk
+/// of provenance, and a long path or many labels make them long. At most kMaxInPicture.
+int64_t most_in_picture(const LoadedGenerator& generator, const SamplerConfig& sampler,
+                        int64_t seed, int64_t first, int64_t count,
+                        const std::vector<int64_t>& labels, int64_t batch);
 
 /// A picture that shows images, each noted with its place.
 class Sheet {

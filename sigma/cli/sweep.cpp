@@ -50,10 +50,20 @@ Sweep plan(const SampleCommand& command, const LoadedGenerator& generator) {
   if (sweep.count == 0)
     sweep.count = labels.empty() ? kUnlabelled : static_cast<int64_t>(labels.size());
   const auto grids = static_cast<int64_t>(sweep.samplers.size());
-  SIGMA_CHECK(kUsage, sweep.count >= 1 && sweep.count <= kMaxInPicture / command.seeds / grids,
-              "--count: expected in [1, {}] for {} seeds and {} settings, got {}",
-              kMaxInPicture / command.seeds / grids, command.seeds, grids, sweep.count);
+  const auto check_count = [&](int64_t in_picture) {
+    const int64_t most = in_picture / command.seeds / grids;
+    if (sweep.count >= 1 && sweep.count <= most) return;
+    throw Error(ErrorKind::kUsage,
+                fmt::format("--count: expected in [1, {}] for {} seeds and {} settings, got {}",
+                            most, command.seeds, grids, sweep.count),
+                "-o DIR/ without --seeds writes single images");
+  };
+  check_count(kMaxInPicture);
   sweep.labels = spread_labels(labels, sweep.count);
+  for (const SamplerConfig& sampler : sweep.samplers) {
+    check_count(most_in_picture(generator, sampler, sweep.seed(command.seeds - 1), command.first,
+                                sweep.count, sweep.labels, command.batch));
+  }
   sweep.columns = std::max<int64_t>(1, static_cast<int64_t>(steps.size()));
   return sweep;
 }
