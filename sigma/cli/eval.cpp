@@ -25,10 +25,6 @@ Json measure_settings(const EvalCommand& command, const LoadedGenerator& generat
   return rows;
 }
 
-std::string number_text(const Json& value) {
-  return value.is_number() ? fmt::format("{:.4g}", value.get<double>()) : "-";
-}
-
 std::string table_of(const Json& rows) {
   std::vector<std::vector<std::string>> table;
   for (const Json& row : rows) {

@@ -13,9 +13,6 @@ namespace sigma {
 /// The last part of a run's path.
 std::string run_name(const std::filesystem::path& run);
 
-/// "12.3"; NaN: "-".
-std::string number_text(double value);
-
 /// images | flops | seconds of a cost.
 double cost_of(const Cost& cost, const std::string& at);
 

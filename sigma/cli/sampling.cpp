@@ -19,7 +19,6 @@
 namespace sigma {
 namespace {
 
-constexpr int64_t kGap = 2;     // white pixels between the images of a grid
 constexpr int64_t kSmall = 64;  // images up to this side are doubled in a grid
 
 int64_t parse_int(const std::string& text) {
@@ -220,8 +219,8 @@ Sheet grid_sheet(const std::vector<SampledImage>& images, int64_t columns) {
   columns = std::min(columns, count);
   const int64_t rows = (count + columns - 1) / columns;
   const int64_t scale = grid_scale(one);
-  const int64_t height = one.height * scale + kGap, width = one.width * scale + kGap;
-  Sheet sheet(rows * height - kGap, columns * width - kGap, one.channels);
+  const int64_t height = one.height * scale + kGridGap, width = one.width * scale + kGridGap;
+  Sheet sheet(rows * height - kGridGap, columns * width - kGridGap, one.channels);
   for (int64_t i = 0; i < count; ++i)
     sheet.add(images[static_cast<size_t>(i)], i % columns * width, i / columns * height, scale);
   return sheet;

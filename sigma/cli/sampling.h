@@ -70,6 +70,8 @@ class Sheet {
   Json records_ = Json::array();
 };
 
+/// White pixels between the images of a grid.
+constexpr int64_t kGridGap = 2;
 /// Pixels a pixel that an image is shown with in a grid.
 int64_t grid_scale(const Image& image);
 /// Rows of `columns`, with white between.
