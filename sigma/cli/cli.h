@@ -165,6 +165,8 @@ CommandResult planned(const std::vector<std::string>& files, const std::string& 
 
 /// "a  b\n1  2\n": columns padded to equal width; numbers to the right.
 std::string text_table(const std::vector<std::vector<std::string>>& rows);
+/// A number, or what JSON has in its place, to so many digits: "12.3"; null, NaN or infinite: "-".
+std::string number_text(const Json& value, int digits = 4);
 /// 1234567 -> "1.2 M"; bytes -> "1.2 MiB".
 std::string count_text(double value);
 std::string bytes_text(double value);

@@ -26,10 +26,6 @@ Json measure_settings(const std::vector<SamplerConfig>& samplers, int64_t seed,
   return rows;
 }
 
-std::string number_text(const Json& value) {
-  return value.is_number() ? fmt::format("{:.4g}", value.get<double>()) : "-";
-}
-
 std::string table_of(const Json& rows) {
   std::vector<std::vector<std::string>> table;
   for (const Json& row : rows) {

@@ -225,10 +225,11 @@ CommandResult run_regenerate(const RegenerateCommand& command, const GlobalOptio
   }
   const Picture file = read_picture(command.file);
   const ImageRecord& record = file.records[0];
-  std::vector<std::filesystem::path> places = {record.path};
+  std::vector<std::filesystem::path> places;
   if (!command.checkpoint.empty()) places.emplace_back(command.checkpoint);
   places.emplace_back("runs");
-  const Checkpoint checkpoint = find_weights(record.checkpoint, weights_stem(record.ema), places);
+  const Checkpoint checkpoint =
+      find_weights(record.checkpoint, weights_stem(record.ema), record.path, places);
   // As it was made, where this machine can.
   std::string device = global.device;
   if (device == "auto" && (record.device == "cpu" || torch::cuda::is_available()))

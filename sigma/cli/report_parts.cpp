@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cmath>
 #include <map>
 
 #include "sigma/base/error.h"
@@ -80,10 +79,6 @@ std::string caption_of(const fs::path& file, const fs::path& run, const std::str
 }  // namespace
 
 std::string run_name(const fs::path& run) { return fs::weakly_canonical(run).filename().string(); }
-
-std::string number_text(double value) {
-  return std::isfinite(value) ? fmt::format("{:.4g}", value) : "-";
-}
 
 std::string images_sha256(const RunLog& log, const Json& info) {
   const Json images = log.of_start("images_sha256");

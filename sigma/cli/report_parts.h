@@ -13,9 +13,6 @@ namespace sigma {
 /// The last part of a run's path.
 std::string run_name(const std::filesystem::path& run);
 
-/// "12.3"; NaN: "-".
-std::string number_text(double value);
-
 /// Of the images that a run learns from, without padding, also behind latents: from the log's start;
 /// where that does not say, the data_sha256 of its run.json, `info`.
 std::string images_sha256(const RunLog& log, const Json& info);

@@ -57,6 +57,11 @@ class SampleJob {
   }
 
   int64_t count() const { return count_; }
+  // Images of one setting that fit in a grid.
+  int64_t most(const SamplerConfig& sampler) const {
+    return most_in_picture(generator_, sampler, command_.seed, command_.first, count_,
+                           spread_labels(labels_, count_), command_.batch);
+  }
   std::vector<SamplerConfig> samplers() const {
     return samplers_of(generator_, command_.steps, command_.guidance);
   }
@@ -84,13 +89,15 @@ CommandResult run_sample(const SampleCommand& command, const GlobalOptions& glob
   const bool folder = command.out.ends_with('/') || std::filesystem::is_directory(out_path);
   SIGMA_CHECK(kUsage, folder || out_path.extension() == ".png",
               "-o {}: expected FILE.png for a grid, or DIR/ for single images", command.out);
-  if (!folder && job.count() > kMaxInPicture) {
-    throw Error(ErrorKind::kUsage,
-                fmt::format("--count: expected at most {} images in a grid, got {}", kMaxInPicture,
-                            job.count()),
-                "-o DIR/ writes single images");
-  }
   const std::vector<SamplerConfig> samplers = job.samplers();
+  for (const SamplerConfig& sampler : samplers) {
+    const int64_t most = folder ? job.count() : job.most(sampler);
+    if (job.count() <= most) continue;
+    throw Error(
+        ErrorKind::kUsage,
+        fmt::format("--count: expected at most {} images in a grid, got {}", most, job.count()),
+        "-o DIR/ writes single images");
+  }
   std::vector<std::filesystem::path> paths;
   std::vector<std::string> files;
   for (const SamplerConfig& sampler : samplers) {

@@ -8,21 +8,20 @@
 namespace sigma {
 
 Sheet sample_grid(const LoadedGenerator& generator) {
-  constexpr int64_t kRows = 4, kMaxColumns = 10, kGap = 2;
+  constexpr int64_t kRows = 4, kMaxColumns = 10;
   const int64_t classes = generator.config.generator.network.num_classes;
   const int64_t columns = classes > 0 ? std::min(classes, kMaxColumns) : kMaxColumns;
   const int64_t count = kRows * columns;
-  std::vector<int64_t> labels;
-  for (int64_t i = 0; classes > 0 && i < count; ++i) labels.push_back(i / kRows);
+  std::vector<int64_t> labels;  // of the columns
+  for (int64_t i = 0; classes > 0 && i < columns; ++i) labels.push_back(i);
   const std::vector<SampledImage> images =
-      sample_all(generator, generator.config.generator.sampler, kGridSeed, 0, count, labels, count);
-  const Image& one = images[0].image;
-  const int64_t scale = grid_scale(one);
-  const int64_t height = one.height * scale + kGap, width = one.width * scale + kGap;
-  Sheet sheet(kRows * height - kGap, columns * width - kGap, one.channels);
+      sample_all(generator, generator.config.generator.sampler, kGridSeed, 0, count,
+                 spread_labels(labels, count), count);
+  // Made column by column, laid out row by row.
+  std::vector<SampledImage> rows;
   for (int64_t i = 0; i < count; ++i)
-    sheet.add(images[static_cast<size_t>(i)], i / kRows * width, i % kRows * height, scale);
-  return sheet;
+    rows.push_back(images[static_cast<size_t>(i % columns * kRows + i / columns)]);
+  return grid_sheet(rows, columns);
 }
 
 std::filesystem::path write_sample_grid(const std::filesystem::path& checkpoint) {

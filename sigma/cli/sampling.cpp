@@ -19,7 +19,6 @@
 namespace sigma {
 namespace {
 
-constexpr int64_t kGap = 2;     // white pixels between the images of a grid
 constexpr int64_t kSmall = 64;  // images up to this side are doubled in a grid
 
 int64_t parse_int(const std::string& text) {
@@ -66,6 +65,31 @@ ImageRecord common_record(const LoadedGenerator& generator, const SamplePass& pa
           .batch_labels = pass.labels};
 }
 
+std::vector<SamplePass> passes_of(const SamplerConfig& sampler, int64_t seed, int64_t first,
+                                  int64_t count, const std::vector<int64_t>& labels,
+                                  int64_t batch) {
+  std::vector<SamplePass> out;
+  for (int64_t at = 0; at < count; at += batch) {
+    SamplePass pass{.sampler = sampler,
+                    .seed = seed,
+                    .first = first + at,
+                    .count = std::min(batch, count - at)};
+    for (int64_t i = at; !labels.empty() && i < at + pass.count; ++i) {
+      const int64_t label = labels[static_cast<size_t>(i)];
+      if (pass.labels.empty() || pass.labels.back().first != label)
+        pass.labels.emplace_back(label, 0);
+      ++pass.labels.back().second;
+    }
+    out.push_back(std::move(pass));
+  }
+  return out;
+}
+
+// Paths may hold any bytes, the chunk only ASCII.
+std::string chunk_text(const Json& records) {
+  return records.dump(-1, ' ', /*ensure_ascii=*/true, Json::error_handler_t::replace);
+}
+
 }  // namespace
 
 std::vector<SampledImage> sample_pass(const LoadedGenerator& generator, const SamplePass& pass) {
@@ -91,17 +115,7 @@ std::vector<SampledImage> sample_all(const LoadedGenerator& generator, const Sam
                                      int64_t seed, int64_t first, int64_t count,
                                      const std::vector<int64_t>& labels, int64_t batch) {
   std::vector<SampledImage> out;
-  for (int64_t at = 0; at < count; at += batch) {
-    SamplePass pass{.sampler = sampler,
-                    .seed = seed,
-                    .first = first + at,
-                    .count = std::min(batch, count - at)};
-    for (int64_t i = at; !labels.empty() && i < at + pass.count; ++i) {
-      const int64_t label = labels[static_cast<size_t>(i)];
-      if (pass.labels.empty() || pass.labels.back().first != label)
-        pass.labels.emplace_back(label, 0);
-      ++pass.labels.back().second;
-    }
+  for (const SamplePass& pass : passes_of(sampler, seed, first, count, labels, batch)) {
     for (SampledImage& image : sample_pass(generator, pass)) out.push_back(std::move(image));
   }
   return out;
@@ -164,6 +178,26 @@ std::string hardware_text(torch::Device device) {
   return fmt::format("{}, {} threads", at::get_cpu_capability(), at::get_num_threads());
 }
 
+int64_t most_in_picture(const LoadedGenerator& generator, const SamplerConfig& sampler,
+                        int64_t seed, int64_t first, int64_t count,
+                        const std::vector<int64_t>& labels, int64_t batch) {
+  if (count > kMaxInPicture) return kMaxInPicture;
+  constexpr int64_t kFar = 9'999'999;  // pixels: as long as any place
+  size_t longest = 0;
+  for (const SamplePass& pass : passes_of(sampler, seed, first, count, labels, batch)) {
+    ImageRecord record = common_record(generator, pass);
+    record.index = pass.first + pass.count - 1;
+    for (const auto& [label, images] : pass.labels)
+      record.label = std::max(record.label.value_or(0), label);
+    record.at = {kFar, kFar, 1};
+    record.pixels = sha256_hex("");
+    longest = std::max(longest, chunk_text(to_json(record)).size());
+  }
+  // A comma follows each, or the brackets go around.
+  const size_t fit = (kMaxProvenance - 1) / (longest + 1);
+  return std::min(kMaxInPicture, static_cast<int64_t>(fit));
+}
+
 Sheet::Sheet(int64_t height, int64_t width, int64_t channels)
     : picture_(white_image(height, width, channels)) {}
 
@@ -186,8 +220,8 @@ Sheet grid_sheet(const std::vector<SampledImage>& images, int64_t columns) {
   columns = std::min(columns, count);
   const int64_t rows = (count + columns - 1) / columns;
   const int64_t scale = grid_scale(one);
-  const int64_t height = one.height * scale + kGap, width = one.width * scale + kGap;
-  Sheet sheet(rows * height - kGap, columns * width - kGap, one.channels);
+  const int64_t height = one.height * scale + kGridGap, width = one.width * scale + kGridGap;
+  Sheet sheet(rows * height - kGridGap, columns * width - kGridGap, one.channels);
   for (int64_t i = 0; i < count; ++i)
     sheet.add(images[static_cast<size_t>(i)], i % columns * width, i / columns * height, scale);
   return sheet;
@@ -199,10 +233,7 @@ std::vector<std::string> recorded_png_files(const std::filesystem::path& path) {
 
 void write_recorded_png(const std::filesystem::path& path, const Image& image,
                         const Json& records) {
-  // Paths may hold any bytes, the chunk only ASCII.
-  const std::string text =
-      records.dump(-1, ' ', /*ensure_ascii=*/true, Json::error_handler_t::replace);
-  const std::string bytes = encode_png(image, text);
+  const std::string bytes = encode_png(image, chunk_text(records));
   write_file_atomic(path, bytes);
   const Json sidecar = {{"file_sha256", sha256_hex(bytes)}, {"images", records}};
   write_file_atomic(

@@ -50,8 +50,13 @@ std::vector<SamplerConfig> samplers_of(const LoadedGenerator& generator, std::ve
 /// What the last bits depend on beside build, device and dtype: "AVX2, 2 threads".
 std::string hardware_text(torch::Device device);
 
-/// More would not fit: the records of a picture share a chunk of 1 MiB.
+/// No picture shows more images: see most_in_picture().
 constexpr int64_t kMaxInPicture = 1200;
+/// How many images like those of sample_all() a picture shows: the records of all share its chunk
+/// of provenance, and a long path or many labels make them long. At most kMaxInPicture.
+int64_t most_in_picture(const LoadedGenerator& generator, const SamplerConfig& sampler,
+                        int64_t seed, int64_t first, int64_t count,
+                        const std::vector<int64_t>& labels, int64_t batch);
 
 /// A picture that shows images, each noted with its place.
 class Sheet {
@@ -66,6 +71,8 @@ class Sheet {
   Json records_ = Json::array();
 };
 
+/// White pixels between the images of a grid.
+constexpr int64_t kGridGap = 2;
 /// Pixels a pixel that an image is shown with in a grid.
 int64_t grid_scale(const Image& image);
 /// Rows of `columns`, with white between.

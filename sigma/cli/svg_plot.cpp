@@ -7,7 +7,9 @@
 #include <map>
 
 #include "sigma/base/error.h"
+#include "sigma/cli/cli.h"
 #include "sigma/cli/html.h"
+#include "sigma/cli/plot_style.h"
 
 namespace sigma {
 namespace {
@@ -17,18 +19,20 @@ constexpr double kLeft = 50, kRight = 10, kTop = 10, kBottom = 40;
 constexpr size_t kMostPoints = 2000;
 constexpr size_t kMarkedPoints = 40;  // up to so many, each is marked
 
+// Dashes tell the lines apart without colours.
+constexpr std::array<const char*, kPlotColors.size()> kDashes = {"none", "6 2",  "2 2", "8 2 2 2",
+                                                                 "4 4",  "10 3", "1 3"};
+
 struct Look {
-  const char* colour;
-  const char* dash;
+  std::string colour;
+  std::string dash;
 };
-// Okabe and Ito, "Color universal design" (2008); dashes tell the lines apart without colours.
-constexpr std::array<Look, 7> kLooks = {{{"#0072B2", "none"},
-                                         {"#D55E00", "6 2"},
-                                         {"#009E73", "2 2"},
-                                         {"#CC79A7", "8 2 2 2"},
-                                         {"#E69F00", "4 4"},
-                                         {"#56B4E9", "10 3"},
-                                         {"#000000", "1 3"}}};
+Look look_of(size_t line) {
+  const size_t k = line % kPlotColors.size();
+  const Color& color = kPlotColors[k];
+  return {.colour = fmt::format("#{:02X}{:02X}{:02X}", color.r, color.g, color.b),
+          .dash = kDashes[k]};
+}
 
 struct Axis {
   double low = 0, high = 1;
@@ -125,8 +129,6 @@ std::string line_of(const Series& s, const Axis& x, const Axis& y, const Look& l
       path, look.colour, look.dash, marks);
 }
 
-std::string number_text(double v) { return std::isfinite(v) ? fmt::format("{:.6g}", v) : "-"; }
-
 std::string table_of(const std::vector<Series>& series, const std::string& x_label) {
   std::vector<std::vector<std::string>> rows = {{x_label}};
   std::map<double, std::vector<std::string>> by_x;
@@ -135,7 +137,7 @@ std::string table_of(const std::vector<Series>& series, const std::string& x_lab
     for (size_t i = 0; i < series[k].x.size(); ++i) {
       if (!std::isfinite(series[k].x[i])) continue;
       auto& row = by_x.try_emplace(series[k].x[i], series.size(), "").first->second;
-      row[k] = number_text(series[k].y[i]);
+      row[k] = number_text(series[k].y[i], 6);
     }
   }
   for (auto& [x, values] : by_x) {
@@ -149,7 +151,7 @@ std::string legend_of(const std::vector<Series>& series) {
   if (series.size() < 2) return "";
   std::string out = "<div class=\"legend\">";
   for (size_t k = 0; k < series.size(); ++k) {
-    const Look& look = kLooks[k % kLooks.size()];
+    const Look look = look_of(k);
     out += fmt::format(
         "<span><svg viewBox=\"0 0 26 8\" aria-hidden=\"true\"><path d=\"M0 4H26\" stroke=\"{}\" "
         "stroke-width=\"2\" stroke-dasharray=\"{}\"/></svg>{}</span>",
@@ -159,39 +161,6 @@ std::string legend_of(const std::vector<Series>& series) {
 }
 
 }  // namespace
-
-std::vector<double> plot_ticks(double low, double high, bool logarithmic, int count) {
-  std::vector<double> out;
-  if (!logarithmic) {
-    const double rough = (high - low) / count;
-    const double power = std::pow(10, std::floor(std::log10(rough)));
-    double step = 10 * power;
-    for (const double factor : {5.0, 2.0, 1.0}) {
-      if (factor * power >= rough) step = factor * power;
-    }
-    // Multiples of the step by their number, so that no error adds up; bounded for ranges below the
-    // precision of their ends. + 0 turns -0 into 0.
-    double k = std::ceil(low / step);
-    for (int i = 0; i <= 2 * count && k * step <= high; ++i, ++k) out.push_back(k * step + 0.0);
-    return out;
-  }
-  const int first = static_cast<int>(std::floor(std::log10(low)));
-  const int last = static_cast<int>(std::ceil(std::log10(high)));
-  const auto add = [&](double v) {
-    if (v >= low && v <= high) out.push_back(v);
-  };
-  const bool fine = std::log10(high / low) * 3 <= count + 1;
-  const int stride = std::max(1, (last - first + count - 1) / count);
-  for (int exponent = first; exponent <= last; exponent += fine ? 1 : stride) {
-    const double power = std::pow(10, exponent);
-    add(power);
-    if (!fine) continue;
-    add(2 * power);
-    add(5 * power);
-  }
-  // Less than one such number apart: round ones in between.
-  return out.size() >= 2 ? out : plot_ticks(low, high, false, count);
-}
 
 Series decimate(const Series& series, size_t most) {
   const size_t size = series.x.size();
@@ -247,8 +216,7 @@ std::string SvgPlot::html() const {
       "font-family=\"inherit\" fill=\"#59636e\">\n",
       kWidth, kHeight, escape_html(title));
   out += axis_marks(x, y, x_label);
-  for (size_t k = 0; k < drawn.size(); ++k)
-    out += line_of(drawn[k], x, y, kLooks[k % kLooks.size()]);
+  for (size_t k = 0; k < drawn.size(); ++k) out += line_of(drawn[k], x, y, look_of(k));
   return out + "</svg>\n" + table_of(drawn, x_label) + "</figure>\n";
 }
 

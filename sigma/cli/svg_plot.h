@@ -13,10 +13,6 @@ struct Series {
   std::vector<double> y;  // the same
 };
 
-/// Round numbers in [low, high]: 1, 2 or 5 times a power of ten apart; `logarithmic`: 1, 2 and 5
-/// times powers of ten, or powers only. About `count`.
-std::vector<double> plot_ticks(double low, double high, bool logarithmic, int count);
-
 /// At most `most` points with the same outline: the lowest and highest of each stretch stay, and so
 /// do gaps.
 Series decimate(const Series& series, size_t most);

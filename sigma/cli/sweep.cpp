@@ -1,12 +1,12 @@
 #include "sigma/cli/sweep.h"
 
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <optional>
 
 #include "sigma/base/error.h"
 #include "sigma/cli/eval_generator.h"
+#include "sigma/cli/eval_record.h"
 #include "sigma/cli/inspect_picture.h"
 #include "sigma/cli/sampling.h"
 #include "sigma/io/image_draw.h"
@@ -15,7 +15,6 @@ namespace sigma {
 namespace {
 
 constexpr int64_t kUnlabelled = 8;  // images a seed
-constexpr int64_t kGap = 2;         // between images
 constexpr int64_t kSpace = 10;      // between grids
 constexpr int64_t kMargin = 8;
 
@@ -51,10 +50,20 @@ Sweep plan(const SampleCommand& command, const LoadedGenerator& generator) {
   if (sweep.count == 0)
     sweep.count = labels.empty() ? kUnlabelled : static_cast<int64_t>(labels.size());
   const auto grids = static_cast<int64_t>(sweep.samplers.size());
-  SIGMA_CHECK(kUsage, sweep.count >= 1 && sweep.count <= kMaxInPicture / command.seeds / grids,
-              "--count: expected in [1, {}] for {} seeds and {} settings, got {}",
-              kMaxInPicture / command.seeds / grids, command.seeds, grids, sweep.count);
+  const auto check_count = [&](int64_t in_picture) {
+    const int64_t most = in_picture / command.seeds / grids;
+    if (sweep.count >= 1 && sweep.count <= most) return;
+    throw Error(ErrorKind::kUsage,
+                fmt::format("--count: expected in [1, {}] for {} seeds and {} settings, got {}",
+                            most, command.seeds, grids, sweep.count),
+                "-o DIR/ without --seeds writes single images");
+  };
+  check_count(kMaxInPicture);
   sweep.labels = spread_labels(labels, sweep.count);
+  for (const SamplerConfig& sampler : sweep.samplers) {
+    check_count(most_in_picture(generator, sampler, sweep.seed(command.seeds - 1), command.first,
+                                sweep.count, sweep.labels, command.batch));
+  }
   sweep.columns = std::max<int64_t>(1, static_cast<int64_t>(steps.size()));
   return sweep;
 }
@@ -70,8 +79,8 @@ Sheet draw_grids(const Sweep& sweep) {
   }
   const Image& one = grids[0][0][0].image;
   const int64_t scale = grid_scale(one);
-  const int64_t height = one.height * scale + kGap, width = one.width * scale + kGap;
-  int64_t left = 0, grid_width = sweep.command.seeds * width - kGap;
+  const int64_t height = one.height * scale + kGridGap, width = one.width * scale + kGridGap;
+  int64_t left = 0, grid_width = sweep.command.seeds * width - kGridGap;
   for (const SamplerConfig& sampler : sweep.samplers) {
     left = std::max(left, text_width(sweep.setting_text(sampler, false)));
     grid_width = std::max(grid_width, text_width(sweep.setting_text(sampler, true)));
@@ -79,7 +88,7 @@ Sheet draw_grids(const Sweep& sweep) {
   left += 2 * kMargin;
   const int64_t top = text_height() + 2 * kMargin;
   const int64_t rows = static_cast<int64_t>(grids.size()) / sweep.columns;
-  const int64_t grid_height = sweep.count * height - kGap;
+  const int64_t grid_height = sweep.count * height - kGridGap;
   Sheet sheet(top + rows * (grid_height + kSpace) - kSpace + kMargin,
               left + sweep.columns * (grid_width + kSpace) - kSpace + kMargin, one.channels);
   for (size_t g = 0; g < grids.size(); ++g) {
@@ -104,20 +113,13 @@ Sheet draw_grids(const Sweep& sweep) {
 Json over_seeds(const std::vector<MetricResult>& results) {
   Json out = results[0].to_json();
   out.erase("value");
-  double mean = 0, square = 0;
-  Json values = Json::array();
-  for (const MetricResult& result : results) {
-    mean += result.value / static_cast<double>(results.size());
-    values.push_back(result.value);
-  }
-  for (const MetricResult& result : results)
-    square += (result.value - mean) * (result.value - mean);
+  std::vector<double> values;
+  for (const MetricResult& result : results) values.push_back(result.value);
+  const Spread spread = spread_of(values);
   out["values"] = values;
-  out["mean"] = mean;
+  out["mean"] = spread.mean;
   // One seed says nothing about the spread: null.
-  out["std"] = results.size() > 1
-                   ? Json(std::sqrt(square / static_cast<double>(results.size() - 1)))
-                   : Json();
+  out["std"] = spread.count > 1 ? Json(spread.deviation) : Json();
   return out;
 }
 
@@ -145,9 +147,8 @@ std::string table_of(const Json& rows) {
   for (const Json& row : rows) {
     table.push_back({row["steps"].dump(), fmt::format("{}", row["guidance"].get<double>())});
     for (const Json& metric : row["metrics"]) {
-      table.back().push_back(fmt::format("{:.4g}", metric["mean"].get<double>()));
-      table.back().push_back(
-          metric["std"].is_number() ? fmt::format("{:.2g}", metric["std"].get<double>()) : "-");
+      table.back().push_back(number_text(metric["mean"]));
+      table.back().push_back(number_text(metric["std"], 2));
     }
   }
   return text_table(table);

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "sigma/base/error.h"
+#include "sigma/cli/plot_style.h"
 #include "sigma/cli/sweep.h"
 #include "sigma/io/image_draw.h"
 
@@ -12,11 +13,9 @@ namespace {
 constexpr int64_t kHeight = 300, kWidth = 400;  // and the names to the right
 constexpr int64_t kLeft = 70, kTop = 40, kBottom = 50, kSpace = 12;
 constexpr int64_t kDot = 5;
+constexpr int kTicks = 4;
 constexpr Color kInk{60, 60, 60};
 constexpr Color kRule{220, 220, 220};
-// Okabe and Ito's colours, told apart by colour-blind eyes.
-constexpr Color kColors[] = {{0, 114, 178}, {213, 94, 0},   {0, 158, 115}, {204, 121, 167},
-                             {230, 159, 0}, {86, 180, 233}, {0, 0, 0}};
 
 struct Range {
   double low = std::numeric_limits<double>::infinity();
@@ -27,15 +26,6 @@ struct Range {
     high = std::max(high, value);
   }
 };
-
-// 1, 2 or 5 times a power of ten: about four ticks.
-double tick_step(double span) {
-  const double rough = span / 4;
-  const double ten = std::pow(10.0, std::floor(std::log10(rough)));
-  for (const double factor : {1.0, 2.0, 5.0})
-    if (rough <= factor * ten) return factor * ten;
-  return 10 * ten;
-}
 
 }  // namespace
 
@@ -50,7 +40,7 @@ Image draw_curves(const std::string& title, const std::string& x_title,
   for (const int64_t at : x) x_range.take(std::log2(static_cast<double>(at)));
   if (y_range.low > y_range.high) y_range = {0, 1};
   const double span = std::max(y_range.high - y_range.low, 1e-6 * std::abs(y_range.high) + 1e-12);
-  const double step = tick_step(span);
+  const double step = tick_step(span, kTicks);
   const double low = std::floor(y_range.low / step) * step;
   const double high = std::max(std::ceil(y_range.high / step) * step, low + step);
 
@@ -85,7 +75,7 @@ Image draw_curves(const std::string& title, const std::string& x_title,
   draw_text(out, x_title, (kLeft + right - text_width(x_title)) / 2, bottom + 28, 2, kInk);
   for (size_t c = 0; c < curves.size(); ++c) {
     const Curve& curve = curves[c];
-    const Color color = kColors[c % std::size(kColors)];
+    const Color color = kPlotColors[c % kPlotColors.size()];
     for (size_t i = 0; i < x.size(); ++i) {
       if (!std::isfinite(curve.middle[i])) continue;
       draw_line(out, x_at(x[i]), y_at(curve.low[i]), x_at(x[i]), y_at(curve.high[i]), color);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 
 #include "sigma/base/error.h"
 #include "sigma/cli/cli.h"
@@ -29,6 +30,11 @@ std::string text_table(const std::vector<std::vector<std::string>>& rows) {
     out += line + "\n";
   }
   return out;
+}
+
+std::string number_text(const Json& value, int digits) {
+  const double number = value.is_number() ? value.get<double>() : std::nan("");
+  return std::isfinite(number) ? fmt::format("{:.{}g}", number, digits) : "-";
 }
 
 namespace {

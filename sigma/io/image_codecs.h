@@ -16,7 +16,6 @@ namespace sigma {
 constexpr std::string_view kPngMagic("\x89PNG\r\n\x1a\n", 8);
 constexpr std::string_view kJpegMagic("\xff\xd8\xff", 3);
 constexpr std::string_view kProvenanceKey("sigma\0", 6);  // with its NUL
-constexpr size_t kMaxProvenance = size_t{1} << 20;        // of the whole chunk
 
 /// Throws kData, "NAME: what".
 [[noreturn]] void refuse_image(const std::string& name, std::string_view what);

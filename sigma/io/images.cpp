@@ -53,7 +53,8 @@ std::string read_provenance(std::string_view png, const std::string& name) {
         crc32_z(0, reinterpret_cast<const Bytef*>(typed.data()), typed.size()));
     if (crc != big_endian(png, at + 8 + size)) refuse_image(name, "damaged PNG: wrong CRC");
     if (type == "tEXt" && data.starts_with(kProvenanceKey)) {
-      if (size > kMaxProvenance) refuse_image(name, "provenance over 1 MiB");
+      if (size > kProvenanceKey.size() + kMaxProvenance)
+        refuse_image(name, "provenance over 1 MiB");
       if (!found.empty()) refuse_image(name, "two provenance chunks");
       found = data.substr(kProvenanceKey.size());
       if (found.empty() || !is_printable(found))

@@ -31,6 +31,9 @@ struct DecodeLimits {
 Image decode_image(std::string_view bytes, const std::string& name,
                    const DecodeLimits& limits = {});
 
+/// Characters of provenance that a PNG holds: its chunk has at most 1 MiB, with a key of 6.
+constexpr size_t kMaxProvenance = (size_t{1} << 20) - 6;
+
 /// PNG bytes, deterministic (no time chunk). A non-empty `provenance` (ASCII JSON) becomes a tEXt
 /// chunk "sigma" before IDAT.
 std::string encode_png(const Image& image, const std::string& provenance = "");

@@ -173,11 +173,9 @@ std::string encode_png(const Image& image, const std::string& provenance) {
           static_cast<int64_t>(image.pixels.size()) == image.height * image.width * image.channels,
       "PNG: expected {}x{}x{} bytes, got {}", image.height, image.width, image.channels,
       image.pixels.size());
-  SIGMA_CHECK(
-      kUsage,
-      provenance.size() + kProvenanceKey.size() <= kMaxProvenance && is_printable(provenance),
-      "PNG: expected provenance of at most 1 MiB of printable ASCII, got {} bytes",
-      provenance.size());
+  SIGMA_CHECK(kUsage, provenance.size() <= kMaxProvenance && is_printable(provenance),
+              "PNG: expected provenance of at most 1 MiB of printable ASCII, got {} bytes",
+              provenance.size());
   std::string chunk;
   if (!provenance.empty()) chunk = std::string(kProvenanceKey) + provenance;
   std::string out;

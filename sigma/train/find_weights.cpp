@@ -1,6 +1,7 @@
 #include "sigma/train/find_weights.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "sigma/base/error.h"
 
@@ -9,12 +10,19 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Checkpoint folders in and below `place`, the newest first.
-std::vector<fs::path> checkpoints_below(const fs::path& place) {
-  std::vector<fs::path> out;
+// The place itself, if it is a checkpoint folder.
+std::vector<fs::path> checkpoint_at(const fs::path& place) {
   std::error_code ignored;
   const fs::path manifest = place / "manifest.json";
-  if (fs::exists(manifest, ignored)) return {manifest.parent_path()};  // no slash at its end
+  if (!fs::is_regular_file(manifest, ignored)) return {};
+  return {manifest.parent_path()};  // no slash at its end
+}
+
+// Checkpoint folders in and below `place`, the newest first.
+std::vector<fs::path> checkpoints_below(const fs::path& place) {
+  std::vector<fs::path> out = checkpoint_at(place);
+  if (!out.empty()) return out;
+  std::error_code ignored;
   constexpr auto options = fs::directory_options::skip_permission_denied;
   for (fs::recursive_directory_iterator at(place, options, ignored), end; at != end;
        at.increment(ignored)) {
@@ -30,11 +38,10 @@ std::vector<fs::path> checkpoints_below(const fs::path& place) {
 }  // namespace
 
 Checkpoint find_weights(const std::string& sha256, const std::string& stem,
-                        const std::vector<fs::path>& places) {
-  std::string searched, damaged;
-  for (const fs::path& place : places) {
-    searched += (searched.empty() ? "" : ", ") + place.string();
-    for (const fs::path& folder : checkpoints_below(place)) {
+                        const fs::path& recorded, const std::vector<fs::path>& places) {
+  std::string damaged;
+  const auto find_in = [&](const std::vector<fs::path>& folders) -> std::optional<Checkpoint> {
+    for (const fs::path& folder : folders) {
       try {
         const Checkpoint found = verify_checkpoint(folder, /*check_hashes=*/false);
         if (!found.has(stem) || found.file_sha256(stem) != sha256) continue;
@@ -44,6 +51,13 @@ Checkpoint find_weights(const std::string& sha256, const std::string& stem,
         damaged += fmt::format("\n  {}: passed over: {}", folder.string(), error.what());
       }
     }
+    return std::nullopt;
+  };
+  if (const auto found = find_in(checkpoint_at(recorded))) return *found;
+  std::string searched = recorded.string();
+  for (const fs::path& place : places) {
+    if (const auto found = find_in(checkpoints_below(place))) return *found;
+    searched += ", " + place.string();
   }
   throw Error(
       ErrorKind::kCheckpoint,

@@ -9,10 +9,12 @@
 
 namespace sigma {
 
-/// The first verified checkpoint whose file `stem`.safetensors has that SHA-256, in or below the
-/// `places` (a checkpoint, a run, a folder of runs; those that do not exist are passed over).
-/// Errors: kCheckpoint, naming the places.
+/// The first verified checkpoint whose file `stem`.safetensors has that SHA-256: the folder
+/// `recorded` itself, or one in or below the `places` (a checkpoint, a run, a folder of runs). Those
+/// that do not exist are passed over. `recorded` comes from a file of anyone's, so nothing below it
+/// is searched. Errors: kCheckpoint, naming all of them.
 Checkpoint find_weights(const std::string& sha256, const std::string& stem,
+                        const std::filesystem::path& recorded,
                         const std::vector<std::filesystem::path>& places);
 
 }  // namespace sigma

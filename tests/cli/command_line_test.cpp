@@ -67,39 +67,83 @@ TEST_F(CommandLine, HelpSortsCommandsByPurposeAndShowsExamplesFirst) {
 
 TEST_F(CommandLine, JsonIsOneObjectEverywhere) {
   train();
-  const std::vector<std::vector<std::string>> commands = {
-      {"sample", "runs/tiny", "-o", "a.png"},
-      {"regenerate", "a.png"},
-      {"eval", "runs/tiny", "--metrics", "energy_pixels", "--count", "8"},
-      {"report", "runs/tiny"},
-      {"compare", "runs/tiny", "runs/tiny"},
-      {"inspect", "attention", "runs/tiny"},
-      {"inspect", "routing", "runs/tiny"},
-      {"inspect", "reconstruction", "runs/tiny"},
-      {"tokenize", "runs/tiny", "train"},
-      {"detokenize", "runs/tiny", "none.safetensors"},
-      {"show", "runs/tiny"},
-      {"config", "show", "tiny.toml"},
-      {"config", "check", "tiny.toml"},
-      {"config", "keys", "train"},
-      {"config", "diff", "tiny.toml", "runs/tiny"},
-      {"config", "list"},
-      {"data", "check", "tiny.toml"},
-      {"data", "list"},
-      {"version"}};
-  for (std::vector<std::string> command : commands) {
+  p.write("tokenizer.toml", R"(task = "tokenizer"
+[data]
+kind = "idx"
+images = "images.idx"
+labels = "labels.idx"
+threads = 0
+[tokenizer]
+patch_size = 4
+bottleneck = { dim = 3 }
+latent_norm = { images = 100 }
+[tokenizer.encoder]
+queries = 4
+trunk = { hidden_size = 16, depth = 1, num_heads = 2 }
+[tokenizer.decoder]
+trunk = { hidden_size = 16, depth = 1, num_heads = 2 }
+[train]
+images = 80
+batch = 8
+)");
+  const auto train_more = [&](std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), "train");
+    const Finished r = p.run(arguments);
+    ASSERT_EQ(r.exit, 0) << r.err;
+  };
+  ASSERT_NO_FATAL_FAILURE(train_more({"tokenizer.toml"}));
+  ASSERT_NO_FATAL_FAILURE(train_more(
+      {"tiny.toml", "--run", "runs/looked-into", "--set", "train.images=80", "--set",
+       "generator.trunk.attention.kind=sparse", "--set", "generator.trunk.attention.block=[1, 1]",
+       "--set", "generator.trunk.attention.num_selected=2", "--set", "generator.trunk.mlp.kind=moe",
+       "--set", "generator.trunk.mlp.num_experts=2", "--set", "generator.trunk.mlp.num_chosen=1"}));
+  struct Entry {
+    std::vector<std::string> command;
+    int exit;
+  };
+  const std::vector<Entry> entries = {
+      {{"sample", "runs/tiny", "-o", "a.png"}, 0},
+      {{"regenerate", "a.png"}, 0},
+      {{"eval", "runs/tiny", "--metrics", "energy_pixels", "--count", "8"}, 0},
+      {{"report", "runs/tiny"}, 0},
+      {{"compare", "runs/tiny", "runs/looked-into"}, 0},
+      {{"inspect", "attention", "runs/looked-into"}, 0},
+      {{"inspect", "routing", "runs/looked-into"}, 0},
+      {{"inspect", "reconstruction", "runs/tokenizer"}, 0},
+      {{"tokenize", "runs/tokenizer", "train"}, 0},
+      {{"detokenize", "runs/tokenizer", "latents.safetensors"}, 0},
+      {{"show", "runs/tiny"}, 0},
+      {{"config", "show", "tiny.toml"}, 0},
+      {{"config", "check", "tiny.toml"}, 0},
+      {{"config", "keys", "train"}, 0},
+      {{"config", "diff", "tiny.toml", "runs/tiny"}, 0},
+      {{"config", "list"}, 0},
+      {{"data", "check", "tiny.toml"}, 0},
+      {{"data", "list"}, 0},
+      {{"version"}, 0},
+      // Refused: a file that is there; runs of another kind; files that are not there.
+      {{"sample", "runs/tiny", "-o", "a.png"}, 2},
+      {{"inspect", "attention", "runs/tiny", "-o", "b.png"}, 2},
+      {{"tokenize", "runs/tiny", "train", "-o", "b.safetensors"}, 2},
+      {{"detokenize", "runs/tokenizer", "none.safetensors", "-o", "b.png"}, 3},
+      {{"eval", "runs/none"}, 2},
+  };
+  for (const Entry& entry : entries) {
+    const std::string text = fmt::format("{}", fmt::join(entry.command, " "));
+    std::vector<std::string> command = entry.command;
     command.emplace_back("--json");
     const Finished r = p.run(command);
+    EXPECT_EQ(r.exit, entry.exit) << text << "\n" << r.err;
     const json out = json::parse(r.out, nullptr, /*allow_exceptions=*/false);
-    ASSERT_TRUE(out.is_object()) << command[0] << ": " << r.out << r.err;
-    EXPECT_CONTAINS(out.at("command").get<std::string>(), command[0]);
-    EXPECT_EQ(out.at("ok"), r.exit == 0);
-    if (r.exit == 0) {
-      EXPECT_TRUE(out.contains("result"));
+    ASSERT_TRUE(out.is_object()) << text << ": " << r.out << r.err;
+    EXPECT_TRUE((text + " ").starts_with(out.at("command").get<std::string>() + " ")) << text;
+    EXPECT_EQ(out.at("ok"), entry.exit == 0) << text;
+    if (entry.exit == 0) {
+      EXPECT_TRUE(out.contains("result") && !out.contains("error")) << text;
     } else {
-      EXPECT_EQ(out.at("error").at("exit"), r.exit);
-      EXPECT_FALSE(out.at("error").at("message").get<std::string>().empty());
-      EXPECT_TRUE(out.at("error").contains("kind") && out.at("error").contains("hint"));
+      EXPECT_EQ(out.at("error").at("exit"), entry.exit) << text;
+      EXPECT_FALSE(out.at("error").at("message").get<std::string>().empty()) << text;
+      EXPECT_TRUE(out.at("error").contains("kind") && out.at("error").contains("hint")) << text;
     }
   }
   // Before the subcommand too, and where the command line itself is refused.

@@ -98,11 +98,49 @@ TEST_F(Regenerate, WeightsAreFoundByTheirHash) {
   EXPECT_CONTAINS(missing.at("message").get<std::string>(), "searched runs/tiny/checkpoints/");
   for (const char* place : {"moved", "moved/tiny", "moved/tiny/checkpoints/step-0000020/"})
     regenerate({"w.png", "--checkpoint", place}, 0);
+  // A recorded path is one checkpoint: a file does not make the program search a disk.
+  const auto recorded = [&](const std::string& path) {
+    json records = json::parse(read_provenance(bytes("w.png"), "w"));
+    for (json& record : records) record["path"] = path;
+    p.write("at.png", encode_png(decode_image(bytes("w.png"), "w"), records.dump()));
+    return "at.png";
+  };
+  regenerate({recorded("moved/tiny/checkpoints/step-0000020")}, 0);
+  regenerate({recorded("moved/tiny/checkpoints")}, 4);
   fs::create_directories(p.folder / "runs/of");
   fs::rename(p.folder / "moved/tiny", p.folder / "runs/of/another-name");
   const json found = regenerate({"w.png"}, 0);
   EXPECT_EQ(found.at("checkpoint"), "runs/of/another-name/checkpoints/step-0000020");
   fs::rename(p.folder / "runs/of/another-name", p.folder / "runs/tiny");
+}
+
+TEST_F(Regenerate, WhatDoesNotFitInAPictureIsRefusedBeforehand) {
+  // Each of the records names the checkpoint.
+  const std::string deep = fmt::format("{0}/{0}/{0}/{0}", std::string(200, 'd'));
+  fs::create_directories(p.folder / deep);
+  fs::copy(p.folder / "runs/tiny", p.folder / deep / "tiny", fs::copy_options::recursive);
+  const auto sample = [&](const std::string& run, std::vector<std::string> more) {
+    more.insert(more.begin(), {"sample", run, "--batch", "7", "--first", "1000000"});
+    return p.run(more);
+  };
+  const std::string wide = "1100";
+  EXPECT_EQ(sample("runs/tiny", {"--count", wide, "-o", "wide.png", "-n"}).exit, 0);
+  const Finished refused = sample(deep + "/tiny", {"--count", wide, "-o", "wide.png", "--json"});
+  EXPECT_EQ(refused.exit, 2);
+  const json error = json::parse(refused.out).at("error");
+  EXPECT_EQ(error.at("hint"), "-o DIR/ writes single images");
+  const std::string message = error.at("message");
+  const std::string before = "expected at most ";
+  ASSERT_TRUE(contains(message, before)) << message;
+  // As many as it names do fit, with little room left.
+  const std::string most =
+      std::to_string(std::stoi(message.substr(message.find(before) + before.size())));
+  ASSERT_EQ(sample(deep + "/tiny", {"--count", most, "-o", "wide.png"}).exit, 0);
+  EXPECT_GT(read_provenance(bytes("wide.png"), "wide").size(), kMaxProvenance * 97 / 100);
+  EXPECT_EQ(sample(deep + "/tiny", {"--count", wide, "-o", "wide/", "-n"}).exit, 0);
+  const Finished sweep = sample(deep + "/tiny", {"--count", "400", "--seeds", "2", "-o", "s.png"});
+  EXPECT_EQ(sweep.exit, 2);
+  EXPECT_CONTAINS(sweep.err, "for 2 seeds and 1 settings, got 400");
 }
 
 TEST_F(Regenerate, DamagedRecordsAreRefused) {

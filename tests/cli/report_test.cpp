@@ -1,6 +1,7 @@
 // Reports and comparisons of real runs: tiny ones, trained here.
 #include <cmath>
 
+#include "sigma/cli/plot_style.h"
 #include "sigma/cli/report_parts.h"
 #include "sigma/cli/svg_plot.h"
 #include "sigma/io/images.h"
