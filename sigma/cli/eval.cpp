@@ -46,8 +46,8 @@ std::string table_of(const Json& rows) {
       text += fmt::format(" against {} ({})", metric.at("reference").get<std::string>(),
                           metric.at("n_reference").dump());
     }
-    if (metric.at("floor").is_number())
-      text += fmt::format("; real images: {}", number_text(metric.at("floor")));
+    const std::string floor = number_text(metric.at("floor"));
+    if (floor != "-") text += "; real images: " + floor;
     const auto hash = metric.at("extractor_sha256").get<std::string>();
     if (!hash.empty())
       text += fmt::format("; extractor {} {}", metric.at("extractor").get<std::string>(),
