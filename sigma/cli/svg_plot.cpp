@@ -15,7 +15,7 @@ namespace sigma {
 namespace {
 
 constexpr double kWidth = 380, kHeight = 230;
-constexpr double kLeft = 50, kRight = 10, kTop = 10, kBottom = 40;
+constexpr double kLeft = 60, kRight = 10, kTop = 10, kBottom = 40;
 constexpr size_t kMostPoints = 2000;
 constexpr size_t kMarkedPoints = 40;  // up to so many, each is marked
 

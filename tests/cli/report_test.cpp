@@ -229,7 +229,7 @@ TEST(Plot, BreaksTheLineWhereThereIsNoNumber) {
   // Log-log: margins of 4 % of the height above and below.
   const std::string log =
       SvgPlot{.title = "", .x_label = "x", .series = {t}, .log_x = true, .log_y = true}.html();
-  EXPECT_CONTAINS(log, "M50.00 183.33L370.00 16.67");
+  EXPECT_CONTAINS(log, "M60.00 183.33L370.00 16.67");
   EXPECT_CONTAINS(SvgPlot{}.html(), "No finite value");
   EXPECT_CONTAINS((SvgPlot{.series = {{"n", {1, 2}, {nan, -1}}}, .log_y = true}.html()),
                   "No finite value");
