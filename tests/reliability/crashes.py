@@ -178,16 +178,18 @@ def signals(count=50, seed=0):
                 process.send_signal(each)
             process.send_signal(signal.SIGCONT)
             out, _ = process.communicate(timeout=10)
-            slowest = max(slowest, time.monotonic() - began)
+            took = time.monotonic() - began
+            slowest = max(slowest, took)
             check(process.returncode in [SIGNALS[each] for each in sent], f"{i}: exit {process.returncode} after {sent}")
             if len(sent) == 2:
                 check(out == "" and run.newest() == saved, f"{i}: saved step {run.newest()} after a second signal: {out}")
+                # A save waits for the disk; this does not.
+                check(took < 1, f"{i}: {took:.2f} s from the second signal to the end")
                 at_once += 1
                 continue
             check(run.newest() == run.log("step")[-1]["step"], f"{i}: the last step was not saved")
             run.verify(run.newest())
         check(at_once > 0, f"no second signal in {count} starts: at least 3 are needed")
-        check(slowest < 1, f"{slowest:.2f} s from signal to end")
         print(f"R12: {count}/{count} resumed; {at_once} ended at once by a second signal; at most {slowest:.2f} s from signal to end")
 
 
