@@ -2,6 +2,7 @@
 #include <sys/file.h>
 
 #include "sigma/io/images.h"
+#include "sigma/train/run_log.h"
 #include "tests/cli/program.h"
 
 namespace sigma {
@@ -23,6 +24,9 @@ class ExitCodes : public ::testing::Test {
     const pid_t child = p.start({"train", "tiny.toml", "--run", run, "--set", "train.images=1G"});
     while (p.checkpoints(run).empty()) std::this_thread::sleep_for(std::chrono::milliseconds(5));
     return child;
+  }
+  static int step(const fs::path& checkpoint) {
+    return std::stoi(checkpoint.filename().string().substr(5));
   }
   Program p;
   Finished last;
@@ -101,14 +105,23 @@ TEST_F(ExitCodes, SevenForALockedRunAndAFileThatCannotGrow) {
 }
 
 TEST_F(ExitCodes, SignalsSaveFirst) {
+  std::string run;
+  fs::path saved;
   for (const auto& [signal, code] : {std::pair{SIGINT, 130}, {SIGTERM, 143}, {SIGHUP, 129}}) {
-    const std::string run = "runs/" + std::to_string(signal);
+    run = "runs/" + std::to_string(signal);
     const pid_t child = start_long(run);
     kill(child, signal);
     const Finished r = p.wait(child);
     EXPECT_EQ(r.exit, code);
-    EXPECT_CONTAINS(r.out, "stopped by signal");
+    saved = p.checkpoints(run).back();
+    EXPECT_CONTAINS(r.out, fmt::format("stopped by signal {} after step {};", signal, step(saved)));
   }
+  const pid_t child = start_long(run);
+  while (p.checkpoints(run).back() == saved)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  kill(child, SIGTERM);
+  EXPECT_EQ(p.wait(child).exit, 143);
+  EXPECT_EQ(read_run_log(p.folder / run).of_start("step"), step(saved));
 }
 
 TEST_F(ExitCodes, ASecondSignalEndsAtOnce) {
@@ -121,8 +134,10 @@ TEST_F(ExitCodes, ASecondSignalEndsAtOnce) {
   const auto saved = p.checkpoints("runs/twice");
   kill(child, SIGINT);
   kill(child, SIGTERM);
+  const auto start = std::chrono::steady_clock::now();
   kill(child, SIGCONT);
   const Finished r = p.wait(child);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(1));
   // The one that comes second gives the code, and either may.
   EXPECT_TRUE(r.exit == 130 || r.exit == 143) << r.exit;
   EXPECT_EQ(r.out, "");

@@ -107,6 +107,8 @@ def bad_images(count=1000):
         sets = ("data={kind=\"folder\", root=\"photos\", channels=1}", "train.images=80")
         code, out, err = lab.run("data", "check", "photos")
         check(code == 3, f"data check: exit {code}: {out}{err}")
+        for name in BAD:
+            check(f"/{name}: " in out, f"data check does not name {name}: {out}")
         code, _, err = lab.run(*lab.train(*sets))
         check(code == 3, f"train: exit {code}: {err}")
         for name in BAD:
@@ -120,5 +122,5 @@ def bad_images(count=1000):
         check(used == count - len(BAD), f"{used} images used, expected {count - len(BAD)}")
         code, out, err = lab.run(*lab.train(*skip))
         check(code == 0, err)
-        check(f"{len(BAD)} bad files are skipped" in err, f"the skipped images are not counted: {err}")
+        check(f"data: {len(BAD)} bad files are skipped;" in err, f"the skipped images are not counted: {err}")
         print(f"R9: {len(BAD)} of {count} images bad: exit 3 lists each; skip trains on the other {used}; {', '.join(GOOD)} are read")

@@ -139,7 +139,7 @@ class RunFolder:
         return out
 
 
-def wait_until(condition, process, what, seconds=60):
+def wait_until(condition, process, what, seconds=300):  # a busy disk takes long to sync
     end = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None:

@@ -27,6 +27,15 @@ asan() {
   [[ -f $root/build-asan/build.ninja ]] || (cd "$root" && cmake --preset asan >/dev/null)
   ninja -C "$root/build-asan" >/dev/null
 }
+tests() { # BINARY PATTERN...: each pattern matches a test, and all of them pass
+  local binary=$1 pattern
+  shift
+  for pattern in "$@"; do
+    "$binary" --gtest_list_tests --gtest_filter="$pattern" | grep '^  ' >/dev/null ||
+      { echo "$id: ${binary##*/} has no test $pattern" >&2; exit 1; }
+  done
+  "$binary" --gtest_filter="$(IFS=:; echo "$*")" --gtest_brief=1
+}
 
 id=${1:-}
 shift || true
@@ -35,16 +44,21 @@ case "$id" in
   R2) python crashes faults ;;
   R3) python crashes resume ;;
   R6)
-    asan
     seconds=${1:-60}
+    names=("$root"/tests/fuzz/*.cpp)
+    names=("${names[@]##*/}")
+    names=("${names[@]%.cpp}")
+    if [[ -n ${2:-} ]]; then
+      [[ " ${names[*]} " == *" $2 "* ]] || { echo "R6: no fuzzer $2; there are: ${names[*]}" >&2; exit 2; }
+      names=("$2")
+    fi
+    asan
     found=$root/build-asan/fuzz # grows from call to call
-    for binary in "$root"/build-asan/fuzz_*${2:-}; do
-      [[ -x $binary && ! -d $binary ]] || continue
-      name=${binary##*/fuzz_}
+    for name in "${names[@]}"; do
       mkdir -p "$found/$name"
       log=$found/$name.log
       status=0
-      "$binary" -max_total_time="$seconds" -timeout=1 -rss_limit_mb=512 -max_len=4096 -print_final_stats=1 \
+      "$root/build-asan/fuzz_$name" -max_total_time="$seconds" -timeout=1 -rss_limit_mb=512 -max_len=4096 -print_final_stats=1 \
         -artifact_prefix="$found/$name-" "$found/$name" "$root/tests/fuzz/corpus/$name" >"$log" 2>&1 || status=$?
       echo "R6: $name: $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") inputs," \
         "$(sed -n 's/^stat::peak_rss_mb: *//p' "$log") MB, slowest $(sed -n 's/^stat::slowest_unit_time_sec: *//p' "$log") s," \
@@ -57,16 +71,16 @@ case "$id" in
     ;;
   R7)
     asan
-    "$root/build-asan/parsers_test" --gtest_filter='Header.*:Idx.*:Png.*:Jpeg.*:Provenance.*' --gtest_brief=1
-    "$build/io_test" --gtest_filter='Safetensors.*' --gtest_brief=1
+    tests "$root/build-asan/parsers_test" 'Header.*' 'Idx.*' 'Png.*' 'Jpeg.*' 'Provenance.*' 'ImageRecord.*'
+    tests "$build/io_test" 'Safetensors.*'
     ;;
   R8) python inputs full_disk ;;
   R9) python inputs bad_images ;;
   R10)
-    "$build/cli_test" --gtest_filter='*NonFinite*' --gtest_brief=1
-    "$build/train_test" --gtest_filter='*NonFinite*' --gtest_brief=1
+    tests "$build/cli_test" 'Errors.*NonFinite*'
+    tests "$build/train_test" 'AdamW.*NonFinite*'
     ;;
-  R11) "$build/train_test" --gtest_filter='LoadTensors.*' --gtest_brief=1 ;;
+  R11) tests "$build/train_test" 'LoadTensors.*' ;;
   R12) python crashes signals "$@" ;;
   R13) python crashes restarts "$@" ;;
   *)
