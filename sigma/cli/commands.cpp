@@ -173,6 +173,10 @@ Commands::Commands(CLI::App& app, int argc, char** argv) : root_(app) {
   add_out(&app);
 }
 
+void Commands::add_device(CLI::App* sub, const std::string& about) {
+  sub->add_option("--device", global_.device, about)->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+}
+
 void Commands::add_train(CLI::App& app, int argc, char** argv) {
   train_.argv.assign(argv, argv + argc);
   CLI::App* sub = add(
@@ -184,8 +188,7 @@ void Commands::add_train(CLI::App& app, int argc, char** argv) {
   sub->add_option("RECIPE", train_.recipe, "a TOML file (see sigma config list)")->required();
   sub->add_option("--run", train_.run, "run directory; default runs/<name of the recipe>");
   sub->add_option("--set", train_.set, "KEY=VALUE, over the recipe; may be repeated")->take_all();
-  sub->add_option("--device", global_.device, "auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  add_device(sub);
   sub->add_option("--verify", train_.verify, "how a checkpoint is checked: hash or size")
       ->check(CLI::IsMember({"hash", "size"}));
 }
@@ -256,8 +259,7 @@ void Commands::add_inspect(CLI::App& app) {
           "middle")
       ->delimiter(',');
   attention->add_option("--ema", inspect_.ema, "main (averaged weights) or none");
-  attention->add_option("--device", global_.device, "auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  add_device(attention);
   add_inspect_routing(*inspect);
   add_inspect_reconstruction(*inspect);
 }
@@ -282,8 +284,7 @@ void Commands::add_inspect_routing(CLI::App& inspect) {
                    "0.9 of it")
       ->delimiter(',');
   routing->add_option("--ema", routing_.ema, "main (averaged weights) or none");
-  routing->add_option("--device", global_.device, "auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  add_device(routing);
 }
 
 }  // namespace sigma

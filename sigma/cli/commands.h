@@ -29,6 +29,7 @@ class Commands {
   CLI::App& last_parsed() const;
   CLI::App* add(CLI::App& parent, const std::string& name, const std::string& about,
                 const std::string& examples, std::function<CommandResult()> action);
+  void add_device(CLI::App* sub, const std::string& about = "auto, cpu or cuda");
   void add_train(CLI::App& app, int argc, char** argv);
   void add_config(CLI::App& app);
   void add_data(CLI::App& app);

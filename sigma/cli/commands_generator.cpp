@@ -33,8 +33,7 @@ void Commands::add_sample(CLI::App& app) {
                   "of a sweep: images a metric; default metrics.n_samples of the run; 0: none");
   sub->add_option("--ema", sample_.ema, "main (averaged weights) or none");
   sub->add_option("--batch", sample_.batch, "images a pass");
-  sub->add_option("--device", global_.device, "auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  add_device(sub);
 }
 
 void Commands::add_regenerate(CLI::App& app) {
@@ -52,8 +51,7 @@ void Commands::add_regenerate(CLI::App& app) {
   sub->add_flag("--alone", regenerate_.alone,
                 "each image in a pass of its own; default the recorded pass, for equal bits");
   sub->add_option("-o,--out", regenerate_.out, "FILE.png: the picture as it comes out now");
-  sub->add_option("--device", global_.device, "auto (the recorded one, if it is here), cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  add_device(sub, "auto (the recorded one, if it is here), cpu or cuda");
 }
 
 void Commands::add_eval(CLI::App& app) {
@@ -79,8 +77,7 @@ void Commands::add_eval(CLI::App& app) {
   sub->add_option("--batch", eval_.batch, "images a pass");
   sub->add_option("--write-asset", eval_.write_asset,
                   "classifier runs: FILE for weights and reference statistics");
-  sub->add_option("--device", global_.device, "auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  add_device(sub);
 }
 
 }  // namespace sigma

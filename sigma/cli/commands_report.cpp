@@ -30,8 +30,7 @@ void Commands::add_compare(CLI::App& app) {
   sub->add_option("--at", compare_.at, "equal cost in images, flops or seconds")
       ->check(CLI::IsMember({"images", "flops", "seconds"}));
   sub->add_option("--html", compare_.html, "FILE.html");
-  sub->add_option("--device", global_.device, "auto, cpu or cuda: where the grids are sampled")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  add_device(sub, "auto, cpu or cuda: where the grids are sampled");
 }
 
 }  // namespace sigma

@@ -4,15 +4,6 @@
 #include "sigma/cli/commands.h"
 
 namespace sigma {
-namespace {
-
-void add_device(CLI::App* sub, GlobalOptions& global) {
-  sub->add_option("--device", global.device, "auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
-}
-
-}  // namespace
-
 void Commands::add_tokenize(CLI::App& app) {
   CLI::App* there =
       add(app, "tokenize", "Images to a file of latents, by the averaged weights of a tokenizer.",
@@ -29,7 +20,7 @@ void Commands::add_tokenize(CLI::App& app) {
   there->add_option("-o,--out", tokenize_.out, "FILE.safetensors");
   there->add_option("--count", tokenize_.count, "only the first images; default all");
   there->add_option("--batch", tokenize_.batch, "images a pass");
-  add_device(there, global_);
+  add_device(there);
 
   CLI::App* back =
       add(app, "detokenize", "A file of latents to images, by the tokenizer that made it.",
@@ -43,7 +34,7 @@ void Commands::add_tokenize(CLI::App& app) {
   back->add_option("--keep", detokenize_.keep,
                    "tokenizers of nested prefixes: only the first tokens of each image");
   back->add_option("--batch", detokenize_.batch, "images a pass");
-  add_device(back, global_);
+  add_device(back);
 }
 
 void Commands::add_inspect_reconstruction(CLI::App& inspect) {
@@ -62,7 +53,7 @@ void Commands::add_inspect_reconstruction(CLI::App& inspect) {
                   "no other; default the first eight")
       ->delimiter(',');
   sub->add_option("--ema", reconstruction_.ema, "main (averaged weights) or none");
-  add_device(sub, global_);
+  add_device(sub);
 }
 
 }  // namespace sigma

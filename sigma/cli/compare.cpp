@@ -19,7 +19,7 @@ namespace fs = std::filesystem;
 constexpr double kEqualCost = 0.05;  // costs that differ by less count as equal
 constexpr const char* kSeed = "train.seed";
 
-ComparedRun open_run(const std::string& name) {
+ComparedRun read_run(const std::string& name) {
   ComparedRun out;
   out.folder = find_run(name);
   const Json info = Json::parse(read_file(out.folder / "run.json"));
@@ -31,6 +31,11 @@ ComparedRun open_run(const std::string& name) {
   out.log = read_run_log(out.folder);
   out.measured = measurements(out.log);
   out.data_sha256 = images_sha256(out.log, info);
+  out.identity = out.data_sha256;
+  const Role identity = Role::kIdentity;
+  for (const auto& [key, value] : flatten(write_config(visit_of(config), &identity))) {
+    if (key != kSeed) out.identity += "\n" + key + "=" + value;
+  }
   return out;
 }
 
@@ -45,22 +50,11 @@ void name_runs(std::vector<ComparedRun>& runs, const std::vector<std::string>& g
   for (size_t i = 0; i < runs.size(); ++i) runs[i].name = given[i];
 }
 
-// Everything that makes a run what it is, but its seed.
-std::string identity_of(const ComparedRun& run) {
-  RunConfig config = load_config_toml(run.folder / "config.toml");
-  const Role identity = Role::kIdentity;
-  std::string out = run.data_sha256;
-  for (const auto& [key, value] : flatten(write_config(visit_of(config), &identity))) {
-    if (key != kSeed) out += "\n" + key + "=" + value;
-  }
-  return out;
-}
-
 std::vector<RunGroup> group_runs(std::vector<ComparedRun>& runs) {
   std::vector<RunGroup> groups;
   std::map<std::string, size_t> known;
   for (size_t i = 0; i < runs.size(); ++i) {
-    const auto [found, is_new] = known.try_emplace(identity_of(runs[i]), groups.size());
+    const auto [found, is_new] = known.try_emplace(runs[i].identity, groups.size());
     if (is_new) groups.emplace_back();
     runs[i].group = found->second;
     RunGroup& group = groups[found->second];
@@ -203,7 +197,7 @@ Comparison compare_runs(const std::vector<std::string>& names, const std::string
   Comparison out{.at = at};
   std::set<fs::path> folders;
   for (const std::string& name : names) {
-    out.runs.push_back(open_run(name));
+    out.runs.push_back(read_run(name));
     SIGMA_CHECK(kUsage, folders.insert(fs::canonical(out.runs.back().folder)).second,
                 "compare: expected each run once, got {} twice", name);
     SIGMA_CHECK(kUsage, at != "flops" || std::isfinite(out.runs.back().log.end().flops),

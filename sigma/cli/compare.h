@@ -21,6 +21,7 @@ struct ComparedRun {
   std::string run_id;
   std::string data_sha256;                      // images_sha256()
   std::map<std::string, std::string> settings;  // every key
+  std::string identity;                         // what makes it what it is, but its seed
   RunLog log;
   std::vector<Measurement> measured;
   size_t group = 0;  // of Comparison::groups

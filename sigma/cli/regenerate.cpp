@@ -8,7 +8,6 @@
 #include <map>
 
 #include "sigma/base/error.h"
-#include "sigma/base/sha256.h"
 #include "sigma/base/version.h"
 #include "sigma/cli/cli.h"
 #include "sigma/cli/sampling.h"
@@ -115,10 +114,6 @@ std::vector<SampledImage> repeat(const LoadedGenerator& generator,
   return out;
 }
 
-std::string pixel_hash(const Image& image) {
-  return sha256_hex({reinterpret_cast<const char*>(image.pixels.data()), image.pixels.size()});
-}
-
 struct Comparison {
   std::vector<int64_t> different;  // positions in the list of records
   int64_t max_difference = 0;      // of 255
@@ -154,8 +149,8 @@ Comparison compare(const Picture& file, const std::vector<SampledImage>& again,
       return cut_image(from, image.height * scale, image.width * scale, left, top);
     };
     const Image before = region(file.image), now = region(out.picture);
-    out.altered = out.altered || pixel_hash(there) != record.pixels;
-    out.reproduced = out.reproduced && pixel_hash(image) == record.pixels;
+    out.altered = out.altered || pixels_sha256(there) != record.pixels;
+    out.reproduced = out.reproduced && pixels_sha256(image) == record.pixels;
     if (before.pixels == now.pixels) continue;
     out.different.push_back(static_cast<int64_t>(i));
     const Tensor a = from_image(before).to(torch::kDouble), b = from_image(now).to(torch::kDouble);

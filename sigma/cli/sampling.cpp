@@ -104,8 +104,7 @@ std::vector<SampledImage> sample_pass(const LoadedGenerator& generator, const Sa
     Image image = to_image(images[i]);
     record.index = pass.first + i;
     if (labels.defined()) record.label = labels[i].item<int64_t>();
-    record.pixels =
-        sha256_hex({reinterpret_cast<const char*>(image.pixels.data()), image.pixels.size()});
+    record.pixels = pixels_sha256(image);
     out.push_back({.image = std::move(image), .record = record});
   }
   return out;

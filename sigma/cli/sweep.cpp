@@ -27,11 +27,15 @@ struct Sweep {
   int64_t columns = 1;                  // grids a row: numbers of steps
 
   int64_t seed(int64_t k) const { return command.seed + k; }
-  std::string setting_text(const SamplerConfig& sampler, bool steps) const {
-    return steps ? fmt::format("steps {}", sampler.steps)
-                 : fmt::format("guidance {}", sampler.guidance.scale);
-  }
 };
+
+std::string steps_text(const SamplerConfig& sampler) {
+  return fmt::format("steps {}", sampler.steps);
+}
+
+std::string guidance_text(const SamplerConfig& sampler) {
+  return fmt::format("guidance {}", sampler.guidance.scale);
+}
 
 Sweep plan(const SampleCommand& command, const LoadedGenerator& generator) {
   // Rising, for the curves.
@@ -82,8 +86,8 @@ Sheet draw_grids(const Sweep& sweep) {
   const int64_t height = one.height * scale + kGridGap, width = one.width * scale + kGridGap;
   int64_t left = 0, grid_width = sweep.command.seeds * width - kGridGap;
   for (const SamplerConfig& sampler : sweep.samplers) {
-    left = std::max(left, text_width(sweep.setting_text(sampler, false)));
-    grid_width = std::max(grid_width, text_width(sweep.setting_text(sampler, true)));
+    left = std::max(left, text_width(guidance_text(sampler)));
+    grid_width = std::max(grid_width, text_width(steps_text(sampler)));
   }
   left += 2 * kMargin;
   const int64_t top = text_height() + 2 * kMargin;
@@ -96,10 +100,8 @@ Sheet draw_grids(const Sweep& sweep) {
     const int64_t column = static_cast<int64_t>(g) % sweep.columns;
     const int64_t y = top + row * (grid_height + kSpace);
     const int64_t x = left + column * (grid_width + kSpace);
-    if (row == 0)
-      draw_text(sheet.picture(), sweep.setting_text(sweep.samplers[g], true), x, kMargin);
-    if (column == 0)
-      draw_text(sheet.picture(), sweep.setting_text(sweep.samplers[g], false), kMargin, y);
+    if (row == 0) draw_text(sheet.picture(), steps_text(sweep.samplers[g]), x, kMargin);
+    if (column == 0) draw_text(sheet.picture(), guidance_text(sweep.samplers[g]), kMargin, y);
     for (size_t k = 0; k < grids[g].size(); ++k) {
       for (size_t i = 0; i < grids[g][k].size(); ++i)
         sheet.add(grids[g][k][i], x + static_cast<int64_t>(k) * width,
@@ -163,8 +165,7 @@ Image curves_of(const Sweep& sweep, const Json& rows) {
   for (size_t m = 0; m < rows[0]["metrics"].size(); ++m) {
     std::vector<Curve> curves;
     for (size_t i = 0; i < rows.size(); ++i) {
-      if (i % steps.size() == 0)
-        curves.push_back({.name = sweep.setting_text(sweep.samplers[i], false)});
+      if (i % steps.size() == 0) curves.push_back({.name = guidance_text(sweep.samplers[i])});
       const auto values = rows[i]["metrics"][m]["values"].get<std::vector<double>>();
       curves.back().middle.push_back(rows[i]["metrics"][m]["mean"].get<double>());
       curves.back().low.push_back(*std::min_element(values.begin(), values.end()));

@@ -10,12 +10,12 @@
 
 #include "sigma/base/error.h"
 #include "sigma/base/progress.h"
-#include "sigma/base/sha256.h"
 #include "sigma/base/version.h"
 #include "sigma/cli/cli.h"
 #include "sigma/cli/tokenizer_run.h"
 #include "sigma/data/readers.h"
 #include "sigma/io/files.h"
+#include "sigma/io/image_record.h"
 #include "sigma/io/images.h"
 #include "sigma/io/safetensors.h"
 
@@ -136,8 +136,7 @@ void write_images(const DetokenizeCommand& command, const Tensor& images, Json p
   for (size_t i = 0; i < list.size(); ++i) {
     const Image& image = list[i];
     provenance["index"] = i;
-    provenance["pixels"] =
-        sha256_hex({reinterpret_cast<const char*>(image.pixels.data()), image.pixels.size()});
+    provenance["pixels"] = pixels_sha256(image);
     write_file_atomic(files[i], encode_png(image, provenance.dump()));
   }
 }

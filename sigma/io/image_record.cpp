@@ -6,6 +6,7 @@
 #include <set>
 
 #include "sigma/base/error.h"
+#include "sigma/base/sha256.h"
 
 namespace sigma {
 namespace {
@@ -161,6 +162,10 @@ ImageRecord read_record(const Json& object, const std::string& name) {
 }
 
 }  // namespace
+
+std::string pixels_sha256(const Image& image) {
+  return sha256_hex({reinterpret_cast<const char*>(image.pixels.data()), image.pixels.size()});
+}
 
 Json to_json(const ImageRecord& r) {
   Json out = {{"v", kFormat},   {"sigma", r.sigma},  {"git", r.git}, {"checkpoint", r.checkpoint},

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "sigma/base/config.h"
+#include "sigma/io/images.h"
 
 namespace sigma {
 
@@ -45,6 +46,9 @@ struct ImageRecord {
   std::optional<std::array<int64_t, 3>> at;
   std::string pixels;  // SHA-256 of the image's bytes, row by row, channels interleaved
 };
+
+/// ImageRecord::pixels of an image.
+std::string pixels_sha256(const Image& image);
 
 Json to_json(const ImageRecord& record);
 /// The text of a chunk. Errors: kData with `name` and the key.

@@ -103,24 +103,7 @@ TEST_F(Errors, NonFiniteLossStopsAndKeepsTheLastCheckpoint) {
 
 // A generator on latents of 64 images, of which some are NaN. Returns the arguments that train it.
 std::vector<std::string> train_on_bad_latents(const Program& p, const std::vector<int>& bad) {
-  p.write("ae.toml", R"(task = "tokenizer"
-[data]
-kind = "idx"
-images = "images.idx"
-labels = "labels.idx"
-[tokenizer]
-patch_size = 4
-bottleneck = { dim = 3 }
-latent_norm = { images = 100 }
-[tokenizer.encoder]
-queries = 5
-trunk = { hidden_size = 16, depth = 1, num_heads = 2, position = "learned" }
-[tokenizer.decoder]
-trunk = { hidden_size = 16, depth = 1, num_heads = 2, position = "none", rope = { kind = "axial" } }
-[train]
-images = 8
-batch = 8
-)");
+  p.write_tokenizer_recipe("ae.toml", 8);
   std::vector<std::string> generator = {"train", "tiny.toml"};
   for (const char* set :
        {"generator.tokenizer=runs/ae", "generator.patch_size=1", "generator.path={kind=\"ot_fm\"}",

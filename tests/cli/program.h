@@ -120,6 +120,28 @@ class Program {
     write(labels, classes);
   }
 
+  /// A tokenizer of the images of write_data(), for 5 latents of 3 numbers.
+  void write_tokenizer_recipe(const std::string& name, int images) const {
+    write(name, R"(task = "tokenizer"
+[data]
+kind = "idx"
+images = "images.idx"
+labels = "labels.idx"
+[tokenizer]
+patch_size = 4
+bottleneck = { dim = 3 }
+latent_norm = { images = 100 }
+[tokenizer.encoder]
+queries = 5
+trunk = { hidden_size = 16, depth = 1, num_heads = 2, position = "learned" }
+[tokenizer.decoder]
+trunk = { hidden_size = 16, depth = 1, num_heads = 2, position = "none", rope = { kind = "axial" } }
+[train]
+batch = 8
+)" + std::string("images = ") +
+                    std::to_string(images) + "\n");
+  }
+
   /// A generator of a few thousand parameters that trains in milliseconds a step.
   void write_recipe(const std::string& name = "tiny.toml", const std::string& extra = "") const {
     write(name, R"(task = "generator"

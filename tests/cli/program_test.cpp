@@ -177,24 +177,7 @@ TEST_F(ProgramTest, TwoRunsOfASeedAgreeAndAnotherSeedDiffers) {
 }
 
 TEST_F(ProgramTest, AutoencoderLatentsFeedAGenerator) {
-  p.write("ae.toml", R"(task = "tokenizer"
-[data]
-kind = "idx"
-images = "images.idx"
-labels = "labels.idx"
-[tokenizer]
-patch_size = 4
-bottleneck = { dim = 3 }
-latent_norm = { images = 100 }
-[tokenizer.encoder]
-queries = 5
-trunk = { hidden_size = 16, depth = 1, num_heads = 2, position = "learned" }
-[tokenizer.decoder]
-trunk = { hidden_size = 16, depth = 1, num_heads = 2, position = "none", rope = { kind = "axial" } }
-[train]
-images = 800
-batch = 8
-)");
+  p.write_tokenizer_recipe("ae.toml", 800);
   p.write_recipe("latent.toml", "[generator.sampler]\nsteps = 2\n");
   const std::vector<std::string> generator = {"train", "latent.toml",
                                               "--set", "generator.tokenizer=runs/ae",

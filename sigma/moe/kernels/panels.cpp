@@ -1,7 +1,6 @@
 #include "sigma/moe/kernels/panels.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "sigma/base/lanes.h"
 #include "sigma/base/simd.h"
@@ -142,7 +141,6 @@ void gather_blocks(const float* x, const int32_t* row, int64_t n, int64_t width,
       float* to = blocks + c * n + i * kPanelRows;
       const int64_t here = std::min(width - c, kPanelRows);
       std::copy(from + c, from + c + here, to);
-      std::fill(to + here, to + kPanelRows, 0.0f);
     }
   }
 }

@@ -22,7 +22,7 @@ struct Matrix {
 void gather_panel(const float* x, const int32_t* row, int64_t n, int64_t width, float* panel);
 
 /// The same rows in order, in blocks of kPanelRows columns: [ceil(width / 64), n, 64]; past the
-/// width: zeros.
+/// width: nothing is written, and outer() reads nothing.
 void gather_blocks(const float* x, const int32_t* row, int64_t n, int64_t width, float* blocks);
 
 /// rows [n, width] of a panel.
