@@ -1,66 +1,50 @@
-// delta = grad_out . out, a dot product a row, in fp32; the first step of the backward. It reads two
-// tensors once, so its floor is memory: 16-byte loads, a row to Dv / 8 neighbouring lanes.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "sigma/attention/kernels/block_sparse_hopper_grad.h"
+#include "sigma/attention/kernels/block_sparse_delta.h"
 
 namespace sigma::kernels {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr float kLog2e = 1.4426950408889634f;
+constexpr int kLanes = 8;  // of a row; each reads 16 bytes at a time
 
-__device__ float2 widen(__nv_bfloat162 x) { return __bfloat1622float2(x); }
-__device__ float2 widen(__half2 x) { return __half22float2(x); }
+__device__ float2 to_float(__nv_bfloat162 x) { return __bfloat1622float2(x); }
+__device__ float2 to_float(__half2 x) { return __half22float2(x); }
 
-// T2: pairs of elements; lanes: how many threads share a row, each 8 elements of it.
-template <class T2, int lanes>
+template <typename Pair>
 __global__ void __launch_bounds__(kThreads)
-    delta_rows(const uint4* grad_out, const uint4* out, const float* lse, int64_t rows,
-               float* delta, float2* stats) {
-  const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t row = thread / lanes;
+    delta_kernel(const uint4* grad_out, const uint4* out, float* delta, int64_t rows, int units) {
+  const int64_t row = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / kLanes;
   float sum = 0;
-  if (row < rows) {
-    const uint4 x = grad_out[thread], y = out[thread];
-    const T2 *a = reinterpret_cast<const T2*>(&x), *b = reinterpret_cast<const T2*>(&y);
+  for (int unit = threadIdx.x % kLanes; row < rows && unit < units; unit += kLanes) {
+    const uint4 x = grad_out[row * units + unit], y = out[row * units + unit];
+    const Pair* const px = reinterpret_cast<const Pair*>(&x);
+    const Pair* const py = reinterpret_cast<const Pair*>(&y);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float2 p = widen(a[i]), q = widen(b[i]);
-      sum = fmaf(p.x, q.x, fmaf(p.y, q.y, sum));
+      const float2 fx = to_float(px[i]), fy = to_float(py[i]);
+      sum += fx.x * fy.x + fx.y * fy.y;
     }
   }
 #pragma unroll
-  for (int step = lanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-  if (row >= rows || thread % lanes != 0) return;
-  if (delta) delta[row] = sum;
-  if (!stats) return;
-  const float l = lse[row];
-  stats[row] = make_float2(l == -INFINITY ? INFINITY : l * kLog2e, sum);
-}
-
-template <class T2, int lanes>
-cudaError_t launch(const BlockSparseGpu& a, float2* stats, cudaStream_t stream) {
-  const int64_t rows = a.B * a.H * a.Nq;
-  if (rows == 0) return cudaSuccess;
-  delta_rows<T2, lanes>
-      <<<unsigned((rows * lanes + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-          static_cast<const uint4*>(a.grad_out), static_cast<const uint4*>(a.out), a.lse, rows,
-          a.delta, stats);
-  return cudaGetLastError();
+  for (int step = 1; step < kLanes; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+  if (row < rows && threadIdx.x % kLanes == 0) delta[row] = sum;
 }
 
 }  // namespace
 
-cudaError_t block_sparse_delta(const BlockSparseGpu& a, float2* stats, cudaStream_t stream) {
-  if (a.Dv == 64)
-    return a.half ? launch<__half2, 8>(a, stats, stream)
-                  : launch<__nv_bfloat162, 8>(a, stats, stream);
-  if (a.Dv == 128)
-    return a.half ? launch<__half2, 16>(a, stats, stream)
-                  : launch<__nv_bfloat162, 16>(a, stats, stream);
-  return cudaErrorInvalidValue;
+cudaError_t block_sparse_delta(const BlockSparseGpu& a, cudaStream_t stream) {
+  const int64_t rows = a.B * a.H * a.Nq;
+  if (a.Dv % 8 != 0) return cudaErrorInvalidValue;
+  if (rows == 0) return cudaSuccess;
+  constexpr int64_t kRows = kThreads / kLanes;
+  const unsigned grid = static_cast<unsigned>((rows + kRows - 1) / kRows);
+  const auto kernel = a.half ? delta_kernel<__half2> : delta_kernel<__nv_bfloat162>;
+  kernel<<<grid, kThreads, 0, stream>>>(static_cast<const uint4*>(a.grad_out),
+                                        static_cast<const uint4*>(a.out), a.delta, rows,
+                                        static_cast<int>(a.Dv / 8));
+  return cudaGetLastError();
 }
 
 }  // namespace sigma::kernels

@@ -44,7 +44,7 @@ int64_t block_sparse_hopper_grad_bytes(const BlockSparseGpu& a, const BlockWalk&
 GradWork block_sparse_hopper_grad_work(const BlockSparseGpu& a, const BlockWalk& w, void* memory);
 
 // a.delta, and stats if not null.
-cudaError_t block_sparse_delta(const BlockSparseGpu& a, float2* stats, cudaStream_t stream);
+cudaError_t block_sparse_hopper_stats(const BlockSparseGpu& a, float2* stats, cudaStream_t stream);
 
 // The steps, in this order; all of them: block_sparse_hopper_grad.
 cudaError_t block_sparse_hopper_grad_tasks(const BlockSparseGpu& a, const BlockWalk& w,
