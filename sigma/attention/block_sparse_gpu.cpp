@@ -12,6 +12,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "sigma/attention/kernels/block_sparse_hopper.h"
+#include "sigma/attention/kernels/block_sparse_hopper_grad.h"
 #include "sigma/attention/kernels/block_sparse_portable.h"
 #include "sigma/attention/kernels/block_walk.h"
 #endif
@@ -150,7 +151,7 @@ class Gpu : public torch::autograd::Function<Gpu> {
     const kernels::BlockSparseGpu a = arguments(in, *in.tables, out, lse);
     check(path == BlockSparsePath::kHopper
               ? kernels::block_sparse_hopper_forward(a, saved->walk.view, stream)
-              : kernels::block_sparse_portable_forward(a, saved->walk.view, stream));
+              : kernels::block_sparse_portable_forward(saved->walk.view, a, stream));
     ctx->save_for_backward({in.q, in.k, in.v, out, lse});
     in.q = in.k = in.v = Tensor();
     saved->rest = in;
@@ -184,10 +185,10 @@ class Gpu : public torch::autograd::Function<Gpu> {
     const kernels::BlockWalk& walk = saved.walk.view;
     if (saved.path == BlockSparsePath::kHopper) {
       const Tensor work =
-          ints({kernels::block_sparse_hopper_workspace(a, walk)}, in.index, torch::kByte);
-      check(kernels::block_sparse_hopper_backward(a, walk, work.data_ptr(), stream));
+          ints({kernels::block_sparse_hopper_grad_bytes(a, walk)}, in.index, torch::kByte);
+      check(kernels::block_sparse_hopper_grad(a, walk, work.data_ptr(), stream));
     } else {
-      check(kernels::block_sparse_portable_backward(a, walk, stream));
+      check(kernels::block_sparse_portable_backward(walk, a, stream));
     }
     return {grad_q, grad_k, grad_v, Tensor(), Tensor()};
   }
@@ -205,6 +206,7 @@ int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 AttentionOutput block_sparse_attention_gpu(const BlockSparseInput& in, BlockSparsePath path) {
 #ifdef SIGMA_CUDA
+  if (in.q.numel() == 0 || in.k.numel() == 0) return block_sparse_attention_reference(in);
   BlockSparseInput rest = in;
   rest.scale = score_scale(in.scale, in.q);
   if (!rest.tables) rest.tables = block_tables(in);

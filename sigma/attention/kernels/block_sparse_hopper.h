@@ -12,12 +12,4 @@ namespace sigma::kernels {
 cudaError_t block_sparse_hopper_forward(const BlockSparseGpu& a, const BlockWalk& w,
                                         cudaStream_t stream);
 
-// delta (all rows) and grad_q, by the rows of the walk.
-cudaError_t block_sparse_hopper_grad_q(const BlockSparseGpu& a, const BlockWalk& w,
-                                       cudaStream_t stream);
-
-// grad_k and grad_v, by pieces (col_*); reads delta, so after grad_q.
-cudaError_t block_sparse_hopper_grad_kv(const BlockSparseGpu& a, const BlockWalk& w,
-                                        cudaStream_t stream);
-
 }  // namespace sigma::kernels
