@@ -287,12 +287,12 @@ TEST_F(BlockSparseCuda, AGraphReplaysWithNewListsAndNothingWaits) {
   };
   const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool());
   both();  // what is made once
-  c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::L_ERROR);
+  c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_ERROR);
   at::cuda::CUDAGraph graph;
   graph.capture_begin();
   const std::vector<Tensor> replayed = both();
   graph.capture_end();
-  c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::L_DISABLED);
+  c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_DISABLED);
   in.index.copy_(in.index.flip(2).contiguous());
   graph.replay();
   const std::vector<Tensor> expected = both();
