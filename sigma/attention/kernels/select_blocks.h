@@ -36,9 +36,9 @@ struct SelectBlocksGpu {
   SelectType type = SelectType::kBfloat16;  // of q and ck
   const void* q = nullptr;                  // [B,H,N,D]
   const void* ck = nullptr;                 // [B,G,windows,D]
-  float scale = 1;
-  float* lse = nullptr;                 // [B,H,N] natural log
-  bool lse_given = false;               // else lse is room, written first
+  float scale = 1;                          // positive
+  float* lse = nullptr;                     // [B,H,N] natural log
+  bool lse_given = false;                   // else lse is room, written first
   const int32_t* seen = nullptr;        // [N] ascending: how many windows a query sees; null: all
   const int32_t* tile_start = nullptr;  // [R+1] first query of each tile, and the end; null: tokens
   // Eq. 9, windows of `size` tokens every `stride` of a sequence, blocks of `block`; stride = 0:

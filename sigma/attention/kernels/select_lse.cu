@@ -15,16 +15,21 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kQueries = 32 * kWarps;
 constexpr int kTile = 64;  // windows
 
-// (m, l) stand for l 2^m. Adds another pair.
-__device__ void merge(float& m, float& l, float m2, float l2) {
-  const float top = fmaxf(m, m2);
-  if (top == -INFINITY) {
-    l += l2;  // 0, or NaN
-    return;
+// A sum l 2^m. The base m is raised only where the maximum has grown by more than 8: every so often,
+// and l stays within range.
+struct Sum {
+  float m = -3e38f, l = 0;  // below all scores; not -inf, which minus itself is NaN
+  __device__ void raise(float top) {
+    if (top <= m + 8) return;
+    l *= exp2_fast(m - top);
+    m = top;
   }
-  l = l * exp2_fast(m - top) + l2 * exp2_fast(m2 - top);
-  m = top;
-}
+  __device__ void add(float m2, float l2) {
+    const float top = fmaxf(m, m2);
+    l = l * exp2_fast(m - top) + l2 * exp2_fast(m2 - top);
+    m = top;
+  }
+};
 
 template <typename T, int kD>
 __global__ void __launch_bounds__(kThreads, 1) lse_kernel(const SelectBlocksGpu a) {
@@ -38,6 +43,7 @@ __global__ void __launch_bounds__(kThreads, 1) lse_kernel(const SelectBlocksGpu 
   const T* ck = static_cast<const T*>(a.ck) + pair * a.windows * a.D;
   const int64_t last = min(first + kQueries, a.N) - 1;
   const int64_t windows = a.seen ? a.seen[last] : a.windows;
+  const int64_t least = a.seen ? a.seen[first] : a.windows;  // that all see
 
   const auto copy = [&](int64_t at, int buffer) {
     const Rows tile{memory + buffer * kTile * Rows::kUnits};
@@ -53,13 +59,11 @@ __global__ void __launch_bounds__(kThreads, 1) lse_kernel(const SelectBlocksGpu 
   if (windows > 0) copy(0, 0);
   q.load(static_cast<const T*>(a.q) + head * a.N * a.D, own, a.N, a.D);
   int64_t seen[4];
-  float m[4], l[4];
+  Sum sum[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int64_t t = own + 8 * i + r;
     seen[i] = t >= a.N ? 0 : a.seen ? a.seen[t] : a.windows;
-    m[i] = -INFINITY;
-    l[i] = 0;
   }
   const float factor = a.scale * kLog2e;
   for (int64_t at = 0; at < windows; at += kTile) {
@@ -68,6 +72,7 @@ __global__ void __launch_bounds__(kThreads, 1) lse_kernel(const SelectBlocksGpu 
     const int buffer = static_cast<int>(at / kTile % 2);
     if (at + kTile < windows) copy(at + kTile, 1 - buffer);
     const Rows tile{memory + buffer * kTile * Rows::kUnits};
+    const bool edge = at + kTile > least;
 #pragma unroll 2
     for (int j = 0; j < kTile; j += 16) {
       float S[2][2][4];
@@ -75,31 +80,26 @@ __global__ void __launch_bounds__(kThreads, 1) lse_kernel(const SelectBlocksGpu 
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float x[4];
-        float top = m[i];
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          const int64_t window = at + j + k / 2 * 8 + 2 * c + k % 2;
-          x[k] = S[i / 2][k / 2][i % 2 * 2 + k % 2] * factor;
-          if (window >= seen[i]) x[k] = -INFINITY;
-          top = fmaxf(top, x[k]);
+          x[k] = S[i / 2][k / 2][i % 2 * 2 + k % 2];
+          if (edge && at + j + k / 2 * 8 + 2 * c + k % 2 >= seen[i]) x[k] = -INFINITY;
         }
-        const float base = top == -INFINITY ? 0 : top;
-        l[i] *= exp2_fast(m[i] - base);
+        sum[i].raise(fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])) * factor);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) l[i] += exp2_fast(x[k] - base);
-        m[i] = top;
+        for (int k = 0; k < 4; ++k) sum[i].l += exp2_fast(fmaf(x[k], factor, -sum[i].m));
       }
     }
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     for (int step = 1; step < 4; step *= 2) {
-      const float m2 = __shfl_xor_sync(0xffffffffu, m[i], step);
-      const float l2 = __shfl_xor_sync(0xffffffffu, l[i], step);
-      merge(m[i], l[i], m2, l2);
+      const float m2 = __shfl_xor_sync(0xffffffffu, sum[i].m, step);
+      const float l2 = __shfl_xor_sync(0xffffffffu, sum[i].l, step);
+      sum[i].add(m2, l2);
     }
     const int64_t t = own + 8 * i + r;
-    if (c == 0 && t < a.N) a.lse[head * a.N + t] = (m[i] + log2f(l[i])) / kLog2e;
+    if (c == 0 && t < a.N) a.lse[head * a.N + t] = (sum[i].m + log2f(sum[i].l)) / kLog2e;
   }
 }
 

@@ -20,19 +20,19 @@ namespace sigma::kernels {
 
 constexpr float kLog2e = 1.4426950408889634f;
 
-/// Columns in shared memory: D padded by zeros.
+/// Rows in shared memory, their columns padded to kD by zeros.
 template <typename T, int kD>
 struct RowTile {
   static constexpr int kUnits = kD * static_cast<int>(sizeof(T)) / 16;  // 16 bytes each, of a row
   uint4* units;
 
-  // Rows r and r + 1 lie 128 bytes apart or a multiple: eight lanes that read four units of two
-  // rows would meet in the same banks, were the odd row not turned by half.
+  // Rows lie a multiple of 128 bytes apart. Eight lanes that read four units of two rows would meet
+  // in the same banks, were the odd row's fours of units not swapped pairwise.
   __device__ static int place(int row, int unit) {
-    if constexpr (sizeof(T) == 2 && kUnits % 8 == 0) unit ^= (row & 1) << 2;
+    if (sizeof(T) == 2) unit ^= (row & 1) << 2;
     return row * kUnits + unit;
   }
-  /// Starts copying row `row`, unit `unit` from x [.., D]; zeros if not there.
+  /// Starts copying row `row`, unit `unit` from x [D]; zeros if not there.
   __device__ void copy(int row, int unit, const T* x, int64_t D, bool there) const {
     const int column = unit * 16 / static_cast<int>(sizeof(T));
     there = there && column < D;
@@ -43,7 +43,7 @@ struct RowTile {
 /// 32 rows, of a warp.
 template <typename T, int kD>
 struct RowFragments {
-  uint4 part[2][2][kD / 32];  // [16 rows][r, r + 8][32 columns]
+  uint32_t a[2][kD / 16][4];  // [16 rows][16 columns], as mma has them
 
   /// Rows first .. first + 31 of x [rows,D]; zeros past its end.
   __device__ void load(const T* x, int64_t first, int64_t rows, int64_t D) {
@@ -54,28 +54,34 @@ struct RowFragments {
       const T* from = x + row * D + 8 * c;
 #pragma unroll
       for (int k = 0; k < kD / 32; ++k) {
-        part[i / 2][i % 2][k] = row < rows && 32 * k + 8 * c < D
-                                    ? __ldg(reinterpret_cast<const uint4*>(from + 32 * k))
-                                    : uint4{0, 0, 0, 0};
+        const uint4 u = row < rows && 32 * k + 8 * c < D
+                            ? __ldg(reinterpret_cast<const uint4*>(from + 32 * k))
+                            : uint4{0, 0, 0, 0};
+        a[i / 2][2 * k][i % 2] = u.x;
+        a[i / 2][2 * k][i % 2 + 2] = u.y;
+        a[i / 2][2 * k + 1][i % 2] = u.z;
+        a[i / 2][2 * k + 1][i % 2 + 2] = u.w;
       }
     }
   }
 
-  /// S of rows row .. row + 15 of the tile.
+  /// S of rows row .. row + 15 of the tile; row is a multiple of 8.
   __device__ void multiply(float (&S)[2][2][4], RowTile<T, kD> tile, int row) const {
     const int r = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+    const int turn = (r & 1) << 2;
+    const uint4* even = tile.units + row * tile.kUnits + r * tile.kUnits + c + turn;
+    const uint4* odd = tile.units + row * tile.kUnits + r * tile.kUnits + c - turn;
 #pragma unroll
     for (int i = 0; i < 16; ++i) S[i / 8][i / 4 % 2][i % 4] = 0;
 #pragma unroll
     for (int k = 0; k < kD / 32; ++k) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const uint4 b = tile.units[tile.place(row + 8 * j + r, 4 * k + c)];
+        const uint4 b = (k % 2 == 0 ? even : odd)[8 * j * tile.kUnits + 4 * k];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const uint4 low = part[i][0][k], high = part[i][1][k];
-          mma<T>(S[i][j], {low.x, high.x, low.y, high.y}, b.x, b.y);
-          mma<T>(S[i][j], {low.z, high.z, low.w, high.w}, b.z, b.w);
+          mma<T>(S[i][j], a[i][2 * k], b.x, b.y);
+          mma<T>(S[i][j], a[i][2 * k + 1], b.z, b.w);
         }
       }
     }

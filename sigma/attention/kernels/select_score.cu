@@ -125,17 +125,26 @@ __global__ void __launch_bounds__(kThreads, kD > 64 || sizeof(T) > 2 ? 1 : 2)
       const int mine = begin + 32 * warp;  // the warp's first window
       const bool edge = odd || mine + 32 > least;
       const int end = begin + kPieceWindows;
-      // p of 16 rows; `limit(j)`: what the query of column j = 0..3 (8 apart every 2) sees.
+      // p of 16 rows; at an edge, `limit(j)`: what the query of column j sees.
       const auto probabilities = [&](float(&p)[2][2][4], int row, auto limit) {
         keys.multiply(p, tile, row);
 #pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const float2 base = *reinterpret_cast<const float2*>(lse + row + 8 * j + 2 * c);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) {
+            float& x = p[i / 4][j][i % 4];
+            x = exp2_fast(fmaf(x, factor, i % 2 == 0 ? -base.x : -base.y));
+          }
+        }
+        if (!edge) return;
+#pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const float base = lse[row + j / 2 * 8 + 2 * c + j % 2];
+          const int end = limit(j / 2 * 8 + 2 * c + j % 2) - mine - r;
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             float& x = p[i / 2][j / 2][i % 2 * 2 + j % 2];
-            x = exp2_fast(fmaf(x, factor, -base));
-            if (edge) x = mine + 8 * i + r < limit(j) ? fmaxf(x, 0.0f) : 0.0f;  // not NaN
+            x = 8 * i < end ? fmaxf(x, 0.0f) : 0.0f;  // not NaN
           }
         }
       };
@@ -170,9 +179,7 @@ __global__ void __launch_bounds__(kThreads, kD > 64 || sizeof(T) > 2 ? 1 : 2)
         for (int t0 = 0; t0 < s.queries; t0 += 16) {
           float sum[2][2][4] = {};
           if (mine < most) {
-            const auto limit = [&](int j) {
-              return seen[(t0 + j / 2 * 8 + 2 * c + j % 2) % s.queries];
-            };
+            const auto limit = [&](int j) { return seen[(t0 + j) & (s.queries - 1)]; };
             for (int row = t0; row < rows; row += step) {
               float p[2][2][4];
               probabilities(p, row, limit);
