@@ -56,7 +56,7 @@ struct Diverse {
       if (norm[i] != norm[j]) return norm[i] > norm[j];
       const bool forced_i = bit(room.forced, i), forced_j = bit(room.forced, j);
       if (forced_i != forced_j) return forced_i;
-      if (forced_i && a.local_radius >= 0 && (i == own || j == own)) return i == own;
+      if (forced_i && a.local_radius >= 0 && (i == own) != (j == own)) return i == own;
       if (forced_i) return i < j;
     }
     return key[i] != key[j] ? key[i] > key[j] : i < j;

@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(kThreads, 1) lse_kernel(const SelectBlocksGpu 
   const int64_t own = first + 32 * warp;  // the warp's queries
   if (windows > 0) copy(0, 0);
   q.load(static_cast<const T*>(a.q) + head * a.N * a.D, own, a.N, a.D);
+  q.use();
   int64_t seen[4];
   Sum sum[4];
 #pragma unroll

@@ -43,9 +43,10 @@ struct RowTile {
 /// 32 rows, of a warp.
 template <typename T, int kD>
 struct RowFragments {
+  uint4 raw[4][kD / 32];      // [row r, + 8, + 16, + 24][32 columns], on their way
   uint32_t a[2][kD / 16][4];  // [16 rows][16 columns], as mma has them
 
-  /// Rows first .. first + 31 of x [rows,D]; zeros past its end.
+  /// Starts loading rows first .. first + 31 of x [rows,D]; zeros past its end.
   __device__ void load(const T* x, int64_t first, int64_t rows, int64_t D) {
     const int r = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
 #pragma unroll
@@ -54,13 +55,25 @@ struct RowFragments {
       const T* from = x + row * D + 8 * c;
 #pragma unroll
       for (int k = 0; k < kD / 32; ++k) {
-        const uint4 u = row < rows && 32 * k + 8 * c < D
-                            ? __ldg(reinterpret_cast<const uint4*>(from + 32 * k))
-                            : uint4{0, 0, 0, 0};
-        a[i / 2][2 * k][i % 2] = u.x;
-        a[i / 2][2 * k][i % 2 + 2] = u.y;
-        a[i / 2][2 * k + 1][i % 2] = u.z;
-        a[i / 2][2 * k + 1][i % 2 + 2] = u.w;
+        raw[i][k] = row < rows && 32 * k + 8 * c < D
+                        ? __ldg(reinterpret_cast<const uint4*>(from + 32 * k))
+                        : uint4{0, 0, 0, 0};
+      }
+    }
+  }
+  /// What was loaded is the A of multiply from here on.
+  __device__ void use() {
+    // mma wants its four in neighbouring registers. Mere copies the compiler would repeat for every
+    // product; threadIdx.y is 0, which it does not know.
+    const uint32_t zero = threadIdx.y;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int k = 0; k < kD / 32; ++k) {
+        a[i / 2][2 * k][i % 2] = raw[i][k].x | zero;
+        a[i / 2][2 * k][i % 2 + 2] = raw[i][k].y | zero;
+        a[i / 2][2 * k + 1][i % 2] = raw[i][k].z | zero;
+        a[i / 2][2 * k + 1][i % 2 + 2] = raw[i][k].w | zero;
       }
     }
   }
@@ -90,7 +103,8 @@ struct RowFragments {
 
 template <int kD>
 struct RowFragments<float, kD> {
-  const float* from[4];  // rows r, r + 8, r + 16, r + 24; null past the end
+  const float* next[4];  // rows r, r + 8, r + 16, r + 24; null past the end
+  const float* from[4];
   int D;
 
   __device__ void load(const float* x, int64_t first, int64_t rows, int64_t D_) {
@@ -98,8 +112,12 @@ struct RowFragments<float, kD> {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int64_t row = first + 8 * i + threadIdx.x % 32 / 4;
-      from[i] = row < rows ? x + row * D_ : nullptr;
+      next[i] = row < rows ? x + row * D_ : nullptr;
     }
+  }
+  __device__ void use() {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) from[i] = next[i];
   }
 
   __device__ void multiply(float (&S)[2][2][4], RowTile<float, kD> tile, int row) const {

@@ -122,31 +122,34 @@ __global__ void __launch_bounds__(kThreads, kD > 64 || sizeof(T) > 2 ? 1 : 2)
     odd = __syncthreads_or(odd);
 
     for (int begin = 0; begin < most; begin += kPieceWindows) {
+      keys.use();
       const int mine = begin + 32 * warp;  // the warp's first window
       const bool edge = odd || mine + 32 > least;
       const int end = begin + kPieceWindows;
-      // p of 16 rows; at an edge, `limit(j)`: what the query of column j sees.
-      const auto probabilities = [&](float(&p)[2][2][4], int row, auto limit) {
-        keys.multiply(p, tile, row);
+      // Adds p of the rows of q from `row` on, 16 every `step`. At an edge `limit(j)` is what the
+      // query of column j sees.
+      const auto add_up = [&](int row, int step, auto limit, auto add) {
+        const auto walk = [&](auto at_edge) {
+          constexpr bool kEdge = decltype(at_edge)::value;
+#pragma unroll(kEdge ? 1 : 2)
+          for (; row < rows; row += step) {
+            float p[2][2][4];
+            keys.multiply(p, tile, row);
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const float2 base = *reinterpret_cast<const float2*>(lse + row + 8 * j + 2 * c);
+            for (int j = 0; j < 4; ++j) {
+              const float base = lse[row + j / 2 * 8 + 2 * c + j % 2];
+              const int end = kEdge ? limit(j / 2 * 8 + 2 * c + j % 2) - mine - r : 0;
 #pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            float& x = p[i / 4][j][i % 4];
-            x = exp2_fast(fmaf(x, factor, i % 2 == 0 ? -base.x : -base.y));
+              for (int i = 0; i < 4; ++i) {
+                float x = exp2_fast(fmaf(p[i / 2][j / 2][i % 2 * 2 + j % 2], factor, -base));
+                if (kEdge) x = 8 * i < end ? fmaxf(x, 0.0f) : 0.0f;  // not NaN
+                add(i, j, x);
+              }
+            }
           }
-        }
-        if (!edge) return;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int end = limit(j / 2 * 8 + 2 * c + j % 2) - mine - r;
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            float& x = p[i / 2][j / 2][i % 2 * 2 + j % 2];
-            x = 8 * i < end ? fmaxf(x, 0.0f) : 0.0f;  // not NaN
-          }
-        }
+        };
+        if (edge) walk(std::true_type());
+        else walk(std::false_type());
       };
       // Adds x to the sum of query t and the lane's window i.
       const auto put = [&](int t, int i, float x) {
@@ -160,14 +163,8 @@ __global__ void __launch_bounds__(kThreads, kD > 64 || sizeof(T) > 2 ? 1 : 2)
       if constexpr (kTiles) {
         float sum[4] = {};
         if (mine < most) {
-          for (int row = 0; row < rows; row += 16) {
-            float p[2][2][4];
-            probabilities(p, row, [&](int) { return windows; });
-#pragma unroll
-            for (int i = 0; i < 16; ++i) sum[i / 8 * 2 + i % 4 / 2] += p[i / 8][i / 4 % 2][i % 4];
-          }
+          add_up(0, 16, [&](int) { return windows; }, [&](int i, int, float x) { sum[i] += x; });
         }
-        keys.load(ck, mine + kPieceWindows, most, a.D);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           sum[i] += __shfl_xor_sync(kAll, sum[i], 1);
@@ -177,33 +174,27 @@ __global__ void __launch_bounds__(kThreads, kD > 64 || sizeof(T) > 2 ? 1 : 2)
       } else {
         const int step = max(s.queries, 16);  // rows from one head, or two, to the next
         for (int t0 = 0; t0 < s.queries; t0 += 16) {
-          float sum[2][2][4] = {};
+          float sum[4][4] = {};  // [window][query]
           if (mine < most) {
-            const auto limit = [&](int j) { return seen[(t0 + j) & (s.queries - 1)]; };
-            for (int row = t0; row < rows; row += step) {
-              float p[2][2][4];
-              probabilities(p, row, limit);
-#pragma unroll
-              for (int i = 0; i < 16; ++i)
-                sum[i / 8][i / 4 % 2][i % 4] += p[i / 8][i / 4 % 2][i % 4];
-            }
+            add_up(
+                t0, step, [&](int j) { return seen[(t0 + j) & (s.queries - 1)]; },
+                [&](int i, int j, float x) { sum[i][j] += x; });
           }
-          if (t0 + 16 >= s.queries) keys.load(ck, mine + kPieceWindows, most, a.D);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
-              const float even = sum[i / 2][0][i % 2 * 2 + j], odd8 = sum[i / 2][1][i % 2 * 2 + j];
               if (s.queries == 8) {  // the two halves are two heads
-                put(2 * c + j, i, even + odd8);
+                put(2 * c + j, i, sum[i][j] + sum[i][j + 2]);
               } else {
-                put(t0 + 2 * c + j, i, even);
-                put(t0 + 8 + 2 * c + j, i, odd8);
+                put(t0 + 2 * c + j, i, sum[i][j]);
+                put(t0 + 8 + 2 * c + j, i, sum[i][j + 2]);
               }
             }
           }
         }
       }
+      keys.load(ck, mine + kPieceWindows, most, a.D);  // on their way during what follows
       if (s.direct) continue;
       __syncthreads();  // all windows of the step are in the ring
       add_blocks(a, s, scores, ring, weight, begin, end, blocks, end >= most);
