@@ -75,13 +75,13 @@ struct Place {
   }
 };
 
-// Grid (tokens, B * H, chunks of query steps).
+// Grid (tokens, heads, chunks of query steps).
 template <class T>
 __global__ void __launch_bounds__(kThreads) convolve_kernel(const WideConvolution c) {
   extern __shared__ float w[];  // [b][kChunk]
   const int r0 = blockIdx.z * kChunk, taps = c.keys.count;
   const int64_t bh = blockIdx.y;
-  const float* weights = c.w + bh % c.H * c.R * taps;
+  const float* weights = c.w + (c.first + bh) % c.H * c.R * taps;
   for (int i = threadIdx.x; i < taps * kChunk; i += kThreads)
     w[i] = r0 + i % kChunk < c.R ? weights[(r0 + i % kChunk) * taps + i / kChunk] : 0;
   __syncthreads();
@@ -108,13 +108,14 @@ __global__ void __launch_bounds__(kThreads) convolve_kernel(const WideConvolutio
       store8(static_cast<T*>(c.wide) + ((bh * c.R + r0 + r) * N + n) * c.D + d, sum[r]);
 }
 
-// Grid (tokens, B * H).
+// Grid (tokens, heads).
 template <class T>
 __global__ void __launch_bounds__(kThreads) gradient_kernel(const WideConvolution c) {
   extern __shared__ float w[];  // [r][b]
   const int taps = c.keys.count;
   const int64_t bh = blockIdx.y;
-  for (int i = threadIdx.x; i < c.R * taps; i += kThreads) w[i] = c.w[bh % c.H * c.R * taps + i];
+  for (int i = threadIdx.x; i < c.R * taps; i += kThreads)
+    w[i] = c.w[(c.first + bh) % c.H * c.R * taps + i];
   __syncthreads();
   const int units = int(c.D / 8), N = c.grid.tokens();
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -137,8 +138,8 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(const WideConvolutio
   store8(static_cast<T*>(c.gx) + (bh * N + n) * c.D + d, sum);
 }
 
-// Partial gradients of w: grid (parts of kRows tokens, B * H, chunks of query steps); a warp takes
-// every eighth key step, its lanes the tokens and channels. scratch [B,H,part,R,b].
+// Partial gradients of w: grid (parts of kRows tokens, heads, chunks of query steps); a warp takes
+// every eighth key step, its lanes the tokens and channels. scratch [heads,part,R,b].
 template <class T>
 __global__ void __launch_bounds__(kThreads) taps_kernel(const WideConvolution c) {
   const int units = int(c.D / 8), N = c.grid.tokens(), taps = c.keys.count;
@@ -164,7 +165,7 @@ __global__ void __launch_bounds__(kThreads) taps_kernel(const WideConvolution c)
         for (int e = 0; e < 8; ++e) sum[r] += g[e] * value[e];
       }
     }
-    float* out = c.scratch + ((bh * gridDim.x + blockIdx.x) * c.R + r0) * taps + b;
+    float* out = c.scratch + (((c.first + bh) * gridDim.x + blockIdx.x) * c.R + r0) * taps + b;
 #pragma unroll
     for (int r = 0; r < kChunk; ++r) {
       for (int far = 16; far > 0; far /= 2) sum[r] += __shfl_xor_sync(~0u, sum[r], far);
@@ -174,19 +175,20 @@ __global__ void __launch_bounds__(kThreads) taps_kernel(const WideConvolution c)
 }
 
 // A warp adds up the parts of one tap: lane l every 32nd of them, then a tree.
-__global__ void __launch_bounds__(kThreads) taps_sum_kernel(const WideConvolution c, int parts) {
+__global__ void __launch_bounds__(kThreads)
+    taps_sum_kernel(const WideConvolution c, int parts, float* gw) {
   const int64_t i = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   const int64_t taps = int64_t(c.R) * c.keys.count;
   if (i >= c.H * taps) return;
   const int64_t h = i / taps, tap = i % taps;
   double sum = 0;
-  for (int64_t p = threadIdx.x % 32; p < c.B * parts; p += 32)
+  for (int64_t p = threadIdx.x % 32; p < c.heads / c.H * parts; p += 32)
     sum += c.scratch[((p / parts * c.H + h) * parts + p % parts) * taps + tap];
   for (int far = 16; far > 0; far /= 2) sum += __shfl_xor_sync(~0u, sum, far);
-  if (threadIdx.x % 32 == 0) c.gw[i] = float(sum);
+  if (threadIdx.x % 32 == 0) gw[i] = float(sum);
 }
 
-// Grid (tokens, B * H).
+// Grid (tokens, heads).
 template <class T>
 __global__ void __launch_bounds__(kThreads) shift_add_kernel(const WideShift s) {
   const int units = int(s.D / 8), N = s.grid.tokens(), R = s.queries.count;
@@ -208,7 +210,7 @@ __global__ void __launch_bounds__(kThreads) shift_add_kernel(const WideShift s) 
   store8(static_cast<T*>(s.out) + (bh * N + n) * s.D + d, sum);
 }
 
-// Grid (tokens by warps of 4, B * H): 8 lanes have a token, and 64 channels at a time.
+// Grid (tokens by warps of 4, heads): 8 lanes have a token, and 64 channels at a time.
 template <class T>
 __global__ void __launch_bounds__(kThreads) shift_dot_kernel(const WideShift s) {
   const int N = s.grid.tokens(), R = s.queries.count;
@@ -250,12 +252,12 @@ cudaError_t by_element(Element element, const Call& call) {
 
 }  // namespace
 
-int64_t convolve_back_scratch(const WideConvolution& c) {
-  return c.B * c.H * parts_of(c) * c.R * c.keys.count;
+int64_t convolve_scratch(const WideConvolution& c) {
+  return c.heads * parts_of(c) * c.R * c.keys.count;
 }
 
 cudaError_t convolve(const WideConvolution& c, cudaStream_t stream) {
-  const dim3 grid(blocks(c.grid, c.D), unsigned(c.B * c.H), (c.R + kChunk - 1) / kChunk);
+  const dim3 grid(blocks(c.grid, c.D), unsigned(c.heads), (c.R + kChunk - 1) / kChunk);
   const size_t bytes = size_t(c.keys.count) * kChunk * sizeof(float);
   return by_element(c.element, [&](auto t) {
     convolve_kernel<decltype(t)><<<grid, kThreads, bytes, stream>>>(c);
@@ -267,25 +269,29 @@ cudaError_t convolve_back(const WideConvolution& c, cudaStream_t stream) {
   const size_t bytes = size_t(c.R) * c.keys.count * sizeof(float);
   return by_element(c.element, [&](auto t) {
     using T = decltype(t);
-    const unsigned heads = unsigned(c.B * c.H);
+    const unsigned heads = unsigned(c.heads);
     if (c.gx != nullptr)
       gradient_kernel<T><<<dim3(blocks(c.grid, c.D), heads), kThreads, bytes, stream>>>(c);
-    if (c.gw == nullptr) return;
-    taps_kernel<T><<<dim3(parts, heads, chunks), kThreads, 0, stream>>>(c);
-    const int64_t warps = c.H * c.R * c.keys.count;
-    taps_sum_kernel<<<unsigned((warps * 32 + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-        c, int(parts));
+    if (c.scratch != nullptr)
+      taps_kernel<T><<<dim3(parts, heads, chunks), kThreads, 0, stream>>>(c);
   });
 }
 
+cudaError_t taps_gradient(const WideConvolution& c, float* gw, cudaStream_t stream) {
+  const int64_t warps = c.H * c.R * c.keys.count;
+  taps_sum_kernel<<<unsigned((warps * 32 + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
+      c, int(parts_of(c)), gw);
+  return cudaGetLastError();
+}
+
 cudaError_t shift_add(const WideShift& s, cudaStream_t stream) {
-  const dim3 grid(blocks(s.grid, s.D), unsigned(s.B * s.H));
+  const dim3 grid(blocks(s.grid, s.D), unsigned(s.heads));
   return by_element(
       s.element, [&](auto t) { shift_add_kernel<decltype(t)><<<grid, kThreads, 0, stream>>>(s); });
 }
 
 cudaError_t shift_dot(const WideShift& s, cudaStream_t stream) {
-  const dim3 grid((s.grid.tokens() + kThreads / 8 - 1) / (kThreads / 8), unsigned(s.B * s.H));
+  const dim3 grid((s.grid.tokens() + kThreads / 8 - 1) / (kThreads / 8), unsigned(s.heads));
   return by_element(
       s.element, [&](auto t) { shift_dot_kernel<decltype(t)><<<grid, kThreads, 0, stream>>>(s); });
 }

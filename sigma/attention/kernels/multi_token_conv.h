@@ -11,7 +11,7 @@
 //   shift_add       out[n] = sum_r wide[r, n - a_r]
 //   shift_dot       dot[n] = sum_r wide[r,n] . x[n + a_r]
 //
-// Wide tensors are [B,H,R,N,D]: R matrices of N rows. Sums are float32 (gw over blocks: float64) in a
+// Wide tensors are [heads,R,N,D]: R matrices of N rows. Sums are float32 (gw over blocks: float64) in a
 // fixed order, rounded once.
 #pragma once
 
@@ -38,35 +38,39 @@ struct TokenGrid {
   __host__ __device__ int tokens() const { return before + size() + after; }
 };
 
+// All of B * H heads, or a run of them: the tensors are those of the run.
 struct WideConvolution {
-  int64_t B = 0, H = 0, D = 0;  // D: a multiple of 8
+  int64_t H = 0, D = 0;          // D: a multiple of 8
+  int64_t first = 0, heads = 0;  // of B * H
   TokenGrid grid;
   Element element = Element::kBFloat16;
   int R = 1;                 // query steps
   StepList keys;             // b; R * keys.count <= 4096
   int sign = 1;              // 1: keys, n - b; -1: values, n + b
   const float* w = nullptr;  // [H,R,b]
-  const void* x = nullptr;   // [B,H,N,D]
-  void* wide = nullptr;      // [B,H,R,N,D]
+  const void* x = nullptr;   // [heads,N,D]
+  void* wide = nullptr;      // [heads,R,N,D]
   const void* gwide = nullptr;
   void* gx = nullptr;        // null: not wanted
-  float* gw = nullptr;       // null: not wanted
-  float* scratch = nullptr;  // convolve_back_scratch floats, if gw is wanted
+  float* scratch = nullptr;  // convolve_scratch floats for all heads; null: gw is not wanted
 };
 
-int64_t convolve_back_scratch(const WideConvolution& c);
 cudaError_t convolve(const WideConvolution& c, cudaStream_t stream);
+/// Writes gx, and to scratch the parts of gw, which taps_gradient then adds up: after all runs, with
+/// first 0 and all heads.
 cudaError_t convolve_back(const WideConvolution& c, cudaStream_t stream);
+int64_t convolve_scratch(const WideConvolution& c);
+cudaError_t taps_gradient(const WideConvolution& c, float* gw, cudaStream_t stream);
 
 struct WideShift {
-  int64_t B = 0, H = 0, D = 0;
+  int64_t heads = 0, D = 0;
   TokenGrid grid;
   Element element = Element::kBFloat16;
   StepList queries;            // a_r
-  const void* wide = nullptr;  // [B,H,R,N,D]
-  void* out = nullptr;         // shift_add: [B,H,N,D]
-  const void* x = nullptr;     // shift_dot: [B,H,N,D]
-  float* dot = nullptr;        // [B,H,N]
+  const void* wide = nullptr;  // [heads,R,N,D]
+  void* out = nullptr;         // shift_add: [heads,N,D]
+  const void* x = nullptr;     // shift_dot: [heads,N,D]
+  float* dot = nullptr;        // [heads,N]
 };
 
 cudaError_t shift_add(const WideShift& s, cudaStream_t stream);

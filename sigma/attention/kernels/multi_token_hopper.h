@@ -6,6 +6,12 @@
 //   S'[i,j] = scale sum_r q_{i - a_r} . khat_r[j]      P = softmax(S')
 //   y_r[i] = sum_j P[i,j] vhat_r[j]                    out = shift_add(y)
 //
+// Backward, g the gradient of out and delta = shift_dot(y, g): the maps P and
+// dS = P (sum_r g_{i + a_r} . vhat_r[j] - delta[i]) of a few heads at a time, in 16 bits, then
+//
+//   dkhat_r[j] = scale sum_i dS[i,j] q_{i - a_r}       dvhat_r[j] = sum_i P[i,j] g_{i + a_r}
+//   dq_i = scale sum_r sum_j dS[i + a_r, j] khat_r[j]
+//
 // A step that takes nothing (to make the number of value steps even) has vhat_r = 0.
 #pragma once
 
@@ -15,11 +21,10 @@
 
 namespace sigma::kernels {
 
-constexpr int kMaxBeforeSteps = 9;  // of queries, before the softmax
-constexpr int kMaxAfterSteps = 6;   // after it: 2, 4 or 6
+constexpr int kMaxSteps1D = 6;  // of queries; after the softmax: 2, 4 or 6
 
 struct WideAttention {
-  int64_t heads = 0;  // B * H
+  int64_t heads = 0;  // B * H, or some of them
   int64_t N = 0;
   bool half = false;  // float16, else bfloat16
   int before_first = 0, before = 1;
@@ -33,5 +38,22 @@ struct WideAttention {
 };
 
 cudaError_t wide_attention(const WideAttention& a, cudaStream_t stream);
+
+struct WideAttentionGrad : WideAttention {
+  const void* grad_out = nullptr;  // [heads, N, 64]
+  const float* delta = nullptr;    // [heads, N]
+  void* prob = nullptr;            // [heads, N, map_columns(N)]
+  void* grad = nullptr;            // the same: dS
+  void* gq = nullptr;              // [heads, N, 64]
+  void* gkhat = nullptr;           // [heads, before, N, 64]
+  void* gvhat = nullptr;           // [heads, after, N, 64]
+};
+
+constexpr int64_t map_columns(int64_t N) { return (N + 63) / 64 * 64; }
+
+/// In this order.
+cudaError_t wide_attention_maps(const WideAttentionGrad& a, cudaStream_t stream);  // prob, grad
+cudaError_t wide_attention_keys(const WideAttentionGrad& a, cudaStream_t stream);  // gkhat, gvhat
+cudaError_t wide_attention_queries(const WideAttentionGrad& a, cudaStream_t stream);  // gq
 
 }  // namespace sigma::kernels

@@ -31,7 +31,7 @@ using namespace hopper;
 constexpr int kThreads = 384;  // a producer and two consumer warpgroups
 constexpr int kSlots = 9;
 constexpr int kPanelBytes = 128 * 128;
-constexpr int kQueryRows = 128 + kMaxBeforeSteps - 1;
+constexpr int kQueryRows = 136;           // 128 and up to 8 rows for the steps
 constexpr int kProbBytes = 64 * 128 * 2;  // P of 64 rows and 128 keys: two panels of 64 keys
 
 struct alignas(1024) Shared {
@@ -314,7 +314,7 @@ cudaError_t of_type(const WideAttention& a, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t wide_attention(const WideAttention& a, cudaStream_t stream) {
-  if (a.before < 1 || a.before > kMaxBeforeSteps || a.heads > 65535) return cudaErrorInvalidValue;
+  if (a.before < 1 || a.before > kMaxSteps1D || a.heads > 65535) return cudaErrorInvalidValue;
   if (a.after == 2) return of_type<1>(a, stream);
   if (a.after == 4) return of_type<2>(a, stream);
   if (a.after == 6) return of_type<3>(a, stream);
