@@ -75,6 +75,12 @@ struct Place {
   }
 };
 
+// Where wide[head, r, n] lies.
+__device__ int64_t wide_at(const WideConvolution& c, int64_t head, int r, int n) {
+  const int64_t N = c.grid.tokens();
+  return (c.by_token ? (head * N + n) * c.R + r : (head * c.R + r) * N + n) * c.D;
+}
+
 // Grid (tokens, heads, chunks of query steps).
 template <class T>
 __global__ void __launch_bounds__(kThreads) convolve_kernel(const WideConvolution c) {
@@ -100,12 +106,11 @@ __global__ void __launch_bounds__(kThreads) convolve_kernel(const WideConvolutio
 #pragma unroll
     for (int r = 0; r < kChunk; ++r)
 #pragma unroll
-      for (int e = 0; e < 8; ++e) sum[r][e] += w[b * kChunk + r] * value[e];
+      for (int e = 0; e < 8; ++e) sum[r][e] = fmaf(w[b * kChunk + r], value[e], sum[r][e]);
   }
 #pragma unroll
   for (int r = 0; r < kChunk; ++r)
-    if (r0 + r < c.R)
-      store8(static_cast<T*>(c.wide) + ((bh * c.R + r0 + r) * N + n) * c.D + d, sum[r]);
+    if (r0 + r < c.R) store8(static_cast<T*>(c.wide) + wide_at(c, bh, r0 + r, n) + d, sum[r]);
 }
 
 // Grid (tokens, heads).
@@ -122,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(const WideConvolutio
   const int n = int(i / units), d = int(i % units) * 8;
   if (n >= N) return;
   const Place place(c.grid, n);
-  const T* wide = static_cast<const T*>(c.gwide) + bh * c.R * N * c.D + d;
+  const T* wide = static_cast<const T*>(c.gwide) + d;
   float sum[8] = {};
   for (int b = 0; b < taps; ++b) {
     const int from = place.back(c.grid, c.keys, b, -c.sign);
@@ -130,9 +135,9 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(const WideConvolutio
 #pragma unroll 6
     for (int r = 0; r < c.R; ++r) {
       float value[8];
-      load8(value, wide + (int64_t(r) * N + from) * c.D);
+      load8(value, wide + wide_at(c, bh, r, from));
 #pragma unroll
-      for (int e = 0; e < 8; ++e) sum[e] += w[r * taps + b] * value[e];
+      for (int e = 0; e < 8; ++e) sum[e] = fmaf(w[r * taps + b], value[e], sum[e]);
     }
   }
   store8(static_cast<T*>(c.gx) + (bh * N + n) * c.D + d, sum);
@@ -147,7 +152,7 @@ __global__ void __launch_bounds__(kThreads) taps_kernel(const WideConvolution c)
   const int r0 = blockIdx.z * kChunk, lane = threadIdx.x % 32;
   const int first = blockIdx.x * kRows, end = min(first + kRows, N);
   const T* x = static_cast<const T*>(c.x) + bh * N * c.D;
-  const T* wide = static_cast<const T*>(c.gwide) + (bh * c.R + r0) * N * c.D;
+  const T* wide = static_cast<const T*>(c.gwide);
   for (int b = threadIdx.x / 32; b < taps; b += kThreads / 32) {
     float sum[kChunk] = {};
     for (int64_t i = int64_t(first) * units + lane; i < int64_t(end) * units; i += 32) {
@@ -160,9 +165,9 @@ __global__ void __launch_bounds__(kThreads) taps_kernel(const WideConvolution c)
       for (int r = 0; r < kChunk; ++r) {
         if (r0 + r >= c.R) continue;
         float g[8];
-        load8(g, wide + (int64_t(r) * N + n) * c.D + d);
+        load8(g, wide + wide_at(c, bh, r0 + r, n) + d);
 #pragma unroll
-        for (int e = 0; e < 8; ++e) sum[r] += g[e] * value[e];
+        for (int e = 0; e < 8; ++e) sum[r] = fmaf(g[e], value[e], sum[r]);
       }
     }
     float* out = c.scratch + (((c.first + bh) * gridDim.x + blockIdx.x) * c.R + r0) * taps + b;
@@ -230,7 +235,7 @@ __global__ void __launch_bounds__(kThreads) shift_dot_kernel(const WideShift s) 
         load8(a, wide + int64_t(r) * N * s.D + d);
         load8(b, x + from * s.D + d);
 #pragma unroll
-        for (int e = 0; e < 8; ++e) sum += a[e] * b[e];
+        for (int e = 0; e < 8; ++e) sum = fmaf(a[e], b[e], sum);
       }
     }
   }

@@ -11,7 +11,7 @@
 //   shift_add       out[n] = sum_r wide[r, n - a_r]
 //   shift_dot       dot[n] = sum_r wide[r,n] . x[n + a_r]
 //
-// Wide tensors are [heads,R,N,D]: R matrices of N rows. Sums are float32 (gw over blocks: float64) in a
+// Wide tensors are [heads,R,N,D]: R matrices of N rows; or, by_token, [heads,N,R,D]. Sums are float32 (gw over blocks: float64) in a
 // fixed order, rounded once.
 #pragma once
 
@@ -47,6 +47,7 @@ struct WideConvolution {
   int R = 1;                 // query steps
   StepList keys;             // b; R * keys.count <= 4096
   int sign = 1;              // 1: keys, n - b; -1: values, n + b
+  bool by_token = false;     // wide and gwide
   const float* w = nullptr;  // [H,R,b]
   const void* x = nullptr;   // [heads,N,D]
   void* wide = nullptr;      // [heads,R,N,D]
@@ -62,6 +63,7 @@ cudaError_t convolve_back(const WideConvolution& c, cudaStream_t stream);
 int64_t convolve_scratch(const WideConvolution& c);
 cudaError_t taps_gradient(const WideConvolution& c, float* gw, cudaStream_t stream);
 
+// Wide tensors are [heads,R,N,D].
 struct WideShift {
   int64_t heads = 0, D = 0;
   TokenGrid grid;
