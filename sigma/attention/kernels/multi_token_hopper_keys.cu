@@ -30,6 +30,7 @@ struct Side {
   int first, steps;  // row of the tile for query i: i + first, and on
   bool back;         // the steps' order
   float scale;
+  int first_key;
 };
 
 // Half the steps (made even) of 64 keys: the columns of one matrix instruction.
@@ -79,14 +80,14 @@ __device__ void consume(Shared& s, const CUtensorMap* to, const Side& side, int6
   meet(1 + group, 128);
   if (thread == 0) {
     for (int p = 0; p < side.steps; ++p)
-      tma_store(to, out + p * 8192, 0, key + group * 64,
+      tma_store(to, out + p * 8192, 0, side.first_key + key + group * 64,
                 head * side.steps + (side.back ? side.steps - 1 - p : p));
     stores_commit();
     stores_read();
   }
 }
 
-// Grid (keys by 128, heads).
+// Grid (keys by 128, heads); keys count from the strip's first.
 template <class T, int half>
 __global__ void __launch_bounds__(kThreads, 1)
     keys_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ CUtensorMap x,
@@ -126,12 +127,12 @@ cudaError_t launch(const WideAttentionGrad& a, const void* map, const void* x, v
   CUtensorMap maps, xs, tos;
   const auto kernel = keys_kernel<T, half>;
   for (const cudaError_t error :
-       {tensor_map(&maps, map, a.half, map_columns(a.N), a.N, a.heads, 64, 1),
+       {tensor_map(&maps, map, a.half, map_columns(a.keys), a.N, a.heads, 64, 1),
         tensor_map(&xs, x, a.half, 64, a.N, a.heads, kRows, 1),
         tensor_map(&tos, to, a.half, 64, a.N, a.heads * side.steps, 64, 1),
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared))})
     if (error != cudaSuccess) return error;
-  const dim3 grid(unsigned((a.N + 127) / 128), unsigned(a.heads));
+  const dim3 grid(unsigned((a.keys + 127) / 128), unsigned(a.heads));
   kernel<<<grid, kThreads, sizeof(Shared), stream>>>(maps, xs, tos, side, a.N);
   return cudaGetLastError();
 }
@@ -146,8 +147,8 @@ cudaError_t by_steps(const WideAttentionGrad& a, const void* map, const void* x,
 
 template <class T>
 cudaError_t both(const WideAttentionGrad& a, cudaStream_t stream) {
-  const Side keys{-a.before_first - (a.before - 1), a.before, true, a.scale};
-  const Side values{a.after_first, a.after, false, 1};
+  const Side keys{-a.before_first - (a.before - 1), a.before, true, a.scale, int(a.first_key)};
+  const Side values{a.after_first, a.after, false, 1, int(a.first_key)};
   const cudaError_t error = by_steps<T>(a, a.grad, a.q, a.gkhat, keys, stream);
   if (error != cudaSuccess) return error;
   return by_steps<T>(a, a.prob, a.grad_out, a.gvhat, values, stream);

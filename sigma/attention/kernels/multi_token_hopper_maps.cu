@@ -127,8 +127,8 @@ __device__ void consume(Shared& s, const CUtensorMap* prob, const CUtensorMap* g
     fence_async();
     meet(1 + group, 128);
     if (thread == 0) {
-      tma_store(prob, s.slot[at].q, key, t * 128, head);
-      tma_store(grad, s.slot[at].g, key, t * 128, head);
+      tma_store(prob, s.slot[at].q, key - int(a.first_key), t * 128, head);
+      tma_store(grad, s.slot[at].g, key - int(a.first_key), t * 128, head);
       stores_commit();
     }
     stored = at;
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                 const WideAttentionGrad a) {
   extern __shared__ __align__(1024) char memory[];
   Shared& s = *reinterpret_cast<Shared*>(memory);
-  const int key = blockIdx.x * 64, head = blockIdx.y, group = threadIdx.x / 128;
+  const int key = int(a.first_key) + blockIdx.x * 64, head = blockIdx.y, group = threadIdx.x / 128;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kSlots; ++i) {
       barrier_init(&s.full[i], 1);
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <class T>
 cudaError_t launch(const WideAttentionGrad& a, cudaStream_t stream) {
   CUtensorMap q, g, k, v, prob, grad;
-  const int64_t columns = map_columns(a.N);
+  const int64_t columns = map_columns(a.keys);
   const auto make = [&](CUtensorMap* map, const void* data, int64_t D, int64_t outer, int rows) {
     return tensor_map(map, data, a.half, D, a.N, outer, rows, 1);
   };
@@ -177,7 +177,7 @@ cudaError_t launch(const WideAttentionGrad& a, cudaStream_t stream) {
         cudaFuncSetAttribute(maps_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              sizeof(Shared))})
     if (error != cudaSuccess) return error;
-  const dim3 grid(unsigned((a.N + 63) / 64), unsigned(a.heads));
+  const dim3 grid(unsigned((a.keys + 63) / 64), unsigned(a.heads));
   maps_kernel<T><<<grid, kThreads, sizeof(Shared), stream>>>(q, g, k, v, prob, grad, a);
   return cudaGetLastError();
 }

@@ -5,7 +5,8 @@
 // A CTA has 256 queries. The product is turned round, dq^T = sum_r khat_r^T dS^T: operand A is a panel
 // of 64 wide keys, turned (its rows are summed over), B a window of the map's rows (hopper_windows.h).
 // So a tile of dS, 256 + steps - 1 queries x 64 keys, is loaded once for all steps. Two warpgroups
-// take every other step; in the end one adds the other's sums to its own.
+// take every other step; in the end one adds the other's sums to its own, and those of the strips of
+// keys before.
 #include "sigma/attention/kernels/hopper_windows.h"
 #include "sigma/attention/kernels/multi_token_hopper.h"
 
@@ -32,7 +33,7 @@ __device__ void consume(Shared& s, const CUtensorMap* to, const WideAttentionGra
   float sum[128];
 #pragma unroll
   for (int i = 0; i < 128; ++i) sum[i] = 0;
-  const int thread = threadIdx.x % 128, tiles = int((a.N + 63) / 64);
+  const int thread = threadIdx.x % 128, tiles = int((a.keys + 63) / 64);
   pin(sum);
   for (int t = 0; t < tiles; ++t) {
     const int at = t % kSlots;
@@ -59,12 +60,22 @@ __device__ void consume(Shared& s, const CUtensorMap* to, const WideAttentionGra
   }
   meet(3, 256);
   if (group == 1) return;
+  // Strips add up: each thread finds its own numbers again.
+  float* strips = a.gq_sum + (int64_t(head) * gridDim.x + blockIdx.x) * 128 * 128 + thread;
+  const bool last = a.first_key + a.keys >= a.N;
+#pragma unroll
+  for (int i = 0; i < 128; ++i) {
+    sum[i] += others[i * 128 + thread];
+    if (a.first_key > 0) sum[i] += strips[i * 128];
+    if (!last) strips[i * 128] = sum[i];
+  }
+  if (!last) return;
   const int lane = thread % 32, unit = thread / 32 * 2 + lane / 8 % 2;
 #pragma unroll
   for (int k = 0; k < 16; ++k) {
     uint32_t p[4];
 #pragma unroll
-    for (int i = 8 * k; i < 8 * k + 8; ++i) sum[i] = (sum[i] + others[i * 128 + thread]) * a.scale;
+    for (int i = 8 * k; i < 8 * k + 8; ++i) sum[i] *= a.scale;
     pack_operand<T>(p, sum, k);
     const int row = 16 * k + lane / 16 * 8 + lane % 8;
     store_matrices_trans(shared_address(out) + row * 128 + ((unit ^ (row % 8)) << 4), p[0], p[1],
@@ -98,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (group == 0) {
     fewer_registers<40>();
     if (threadIdx.x != 0) return;
-    const int tiles = int((a.N + 63) / 64);
+    const int tiles = int((a.keys + 63) / 64);
     for (int t = 0; t < tiles; ++t) {
       const int at = t % kSlots;
       barrier_wait(&s.empty[at], (t / kSlots & 1) ^ 1);
@@ -107,7 +118,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         tma_load(s.slot[at].grad + half * kBox * 128, &grad, &s.full[at], t * 64,
                  query + a.before_first + half * kBox, head);
       for (int r = 0; r < a.before; ++r)
-        tma_load(s.slot[at].k[r], &k, &s.full[at], 0, t * 64, head * a.before + r);
+        tma_load(s.slot[at].k[r], &k, &s.full[at], 0, int(a.first_key) + t * 64,
+                 head * a.before + r);
     }
   } else {
     more_registers<232>();
@@ -119,7 +131,7 @@ template <class T>
 cudaError_t launch(const WideAttentionGrad& a, cudaStream_t stream) {
   CUtensorMap grad, k, to;
   for (const cudaError_t error :
-       {tensor_map(&grad, a.grad, a.half, map_columns(a.N), a.N, a.heads, kBox, 1),
+       {tensor_map(&grad, a.grad, a.half, map_columns(a.keys), a.N, a.heads, kBox, 1),
         tensor_map(&k, a.khat, a.half, 64, a.N, a.heads * a.before, 64, 1),
         tensor_map(&to, a.gq, a.half, 64, a.N, a.heads, 256, 1),
         cudaFuncSetAttribute(queries_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
