@@ -5,13 +5,13 @@
 
 #include <algorithm>
 
+#include "sigma/attention/multi_token_convolution.h"
 #include "sigma/base/error.h"
 #ifdef SIGMA_CUDA
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "sigma/attention/kernels/multi_token_conv.h"
 #include "sigma/attention/kernels/multi_token_hopper.h"
 #endif
 
@@ -32,44 +32,6 @@ void check(cudaError_t status) {
               cudaGetErrorString(status));
 }
 
-kernels::TokenGrid grid_of(const TokenLayout& layout) {
-  return {.before = static_cast<int>(layout.before),
-          .frames = static_cast<int>(layout.grid.frames),
-          .height = static_cast<int>(layout.grid.height),
-          .width = static_cast<int>(layout.grid.width),
-          .after = static_cast<int>(layout.after)};
-}
-
-kernels::StepList steps_of(const std::vector<GridStep>& steps) {
-  kernels::StepList list;
-  list.count = static_cast<int>(steps.size());
-  for (size_t i = 0; i < steps.size(); ++i)
-    list.step[i] = {.f = static_cast<int8_t>(steps[i][0]),
-                    .y = static_cast<int8_t>(steps[i][1]),
-                    .x = static_cast<int8_t>(steps[i][2])};
-  return list;
-}
-
-kernels::Element element_of(const Tensor& x) {
-  if (x.scalar_type() == torch::kBFloat16) return kernels::Element::kBFloat16;
-  return x.scalar_type() == torch::kHalf ? kernels::Element::kHalf : kernels::Element::kFloat;
-}
-
-// x [B,H,N,D] and weights [H,a,b]; tensors of results are the caller's.
-kernels::WideConvolution convolution(const Tensor& x, const Tensor& weight, const ScoreMixing& m,
-                                     const TokenLayout& layout, int sign) {
-  return {.H = x.size(1),
-          .D = x.size(3),
-          .heads = x.size(0) * x.size(1),
-          .grid = grid_of(layout),
-          .element = element_of(x),
-          .R = static_cast<int>(weight.size(1)),
-          .keys = steps_of(m.keys),
-          .sign = sign,
-          .w = weight.data_ptr<float>(),
-          .x = x.data_ptr()};
-}
-
 Tensor floats(torch::IntArrayRef sizes, const Tensor& like) {
   return torch::empty(sizes, like.options().dtype(torch::kFloat));
 }
@@ -78,50 +40,7 @@ Tensor floats(torch::IntArrayRef sizes, const Tensor& like) {
 struct Saved : torch::CustomClassHolder {
   ScoreMixing before, after;  // steps
   TokenLayout layout;
-  int sign = 1;
   double scale = 1;
-};
-
-class Convolution : public torch::autograd::Function<Convolution> {
- public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
-                        const ScoreMixing& m, const TokenLayout& layout, int sign) {
-    const c10::cuda::CUDAGuard guard(x.device());
-    const Tensor in = x.contiguous(), w = weight.contiguous();
-    const Tensor wide =
-        torch::empty({x.size(0), x.size(1), x.size(2), w.size(1), x.size(3)}, x.options());
-    kernels::WideConvolution c = convolution(in, w, m, layout, sign);
-    c.by_token = true;
-    c.wide = wide.data_ptr();
-    check(kernels::convolve(c, c10::cuda::getCurrentCUDAStream()));
-    auto saved = c10::make_intrusive<Saved>();
-    saved->before.keys = m.keys;
-    saved->layout = layout;
-    saved->sign = sign;
-    ctx->save_for_backward({in, w});
-    ctx->saved_data["saved"] = c10::IValue::make_capsule(std::move(saved));
-    return wide;
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const variable_list tensors = ctx->get_saved_variables();
-    const c10::cuda::CUDAGuard guard(tensors[0].device());
-    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-    const auto capsule = ctx->saved_data["saved"].toCapsule();
-    const Saved& saved = static_cast<const Saved&>(*capsule);
-    const Tensor grad = grads[0].contiguous();
-    const Tensor grad_x = torch::empty_like(tensors[0]), grad_w = torch::empty_like(tensors[1]);
-    kernels::WideConvolution c =
-        convolution(tensors[0], tensors[1], saved.before, saved.layout, saved.sign);
-    c.by_token = true;
-    c.gwide = grad.data_ptr();
-    c.gx = grad_x.data_ptr();
-    const Tensor scratch = floats({kernels::convolve_scratch(c)}, grad);
-    c.scratch = scratch.data_ptr<float>();
-    check(kernels::convolve_back(c, stream));
-    check(kernels::taps_gradient(c, grad_w.data_ptr<float>(), stream));
-    return {grad_x, grad_w, Tensor(), Tensor(), Tensor()};
-  }
 };
 
 char* at(const Tensor& x, int64_t element) {
@@ -174,14 +93,18 @@ class Hopper : public torch::autograd::Function<Hopper> {
     shift.dot = delta.data_ptr<float>();
     check(kernels::shift_dot(shift, stream));
 
-    const int64_t heads = q.size(0) * q.size(1), N = q.size(2), columns = kernels::map_columns(N);
-    const int64_t run = std::clamp(kMapBytes / (2 * N * columns), int64_t{1}, heads);
+    // Some heads at a time, or of one head some keys.
+    const int64_t heads = q.size(0) * q.size(1), N = q.size(2);
+    const int64_t run =
+        std::clamp(kMapBytes / (2 * N * kernels::map_columns(N)), int64_t{1}, heads);
+    const int64_t strip = std::min(N, std::max(int64_t{128}, kMapBytes / (2 * N) / 128 * 128));
     const auto buffer = [&](int64_t a, int64_t rows) {
       return torch::empty({run, a, N, rows}, q.options());
     };
     const Tensor khat = buffer(t[3].size(1), 64), vhat = buffer(t[4].size(1), 64);
     const Tensor grad_khat = torch::empty_like(khat), grad_vhat = torch::empty_like(vhat);
-    const Tensor prob = buffer(1, columns), grad = buffer(1, columns);
+    const Tensor prob = buffer(1, kernels::map_columns(strip)), grad = torch::empty_like(prob);
+    const Tensor sums = strip < N ? floats({kernels::query_sums(run, N)}, q) : Tensor();
     const Tensor grad_q = torch::empty_like(q), grad_k = torch::empty_like(k);
     const Tensor grad_v = torch::empty_like(v);
     const Tensor grad_theta = torch::empty_like(t[3]), grad_phi = torch::empty_like(t[4]);
@@ -205,9 +128,13 @@ class Hopper : public torch::autograd::Function<Hopper> {
       a.gq = at(grad_q, at_head);
       a.gkhat = grad_khat.data_ptr();
       a.gvhat = grad_vhat.data_ptr();
-      check(kernels::wide_attention_maps(a, stream));
-      check(kernels::wide_attention_keys(a, stream));
-      check(kernels::wide_attention_queries(a, stream));
+      if (sums.defined()) a.gq_sum = sums.data_ptr<float>();
+      for (a.first_key = 0; a.first_key < N; a.first_key += strip) {
+        a.keys = std::min(strip, N - a.first_key);
+        check(kernels::wide_attention_maps(a, stream));
+        check(kernels::wide_attention_keys(a, stream));
+        check(kernels::wide_attention_queries(a, stream));
+      }
       const auto back = [&](kernels::WideConvolution c, const Tensor& x, const Tensor& wide,
                             const Tensor& grad_x, const Tensor& parts) {
         c.first = first;
@@ -258,9 +185,9 @@ class Hopper : public torch::autograd::Function<Hopper> {
   static kernels::WideShift outputs(const variable_list& t, const Saved& saved, const Tensor& y) {
     kernels::WideShift shift{.heads = t[0].size(0) * t[0].size(1),
                              .D = 64,
-                             .grid = grid_of(saved.layout),
-                             .element = element_of(t[0]),
-                             .queries = steps_of(saved.after.queries),
+                             .grid = kernel_grid(saved.layout),
+                             .element = kernel_element(t[0]),
+                             .queries = kernel_steps(saved.after.queries),
                              .wide = y.data_ptr()};
     // The step that makes their number even.
     const int R = shift.queries.count;
@@ -281,16 +208,6 @@ bool neighbours(const std::vector<GridStep>& steps) {
   return true;
 }
 
-bool fits(const ScoreMixing& m) {
-  const auto near = [](const std::vector<GridStep>& steps) {
-    return steps.size() <= kernels::kMaxSteps &&
-           std::ranges::all_of(steps, [](const GridStep& step) {
-             return std::ranges::all_of(step, [](int64_t s) { return std::abs(s) < 128; });
-           });
-  };
-  return near(m.queries) && near(m.keys) && m.queries.size() * m.keys.size() <= 4096;
-}
-
 // One step and a kernel of 1 where there is no convolution.
 ScoreMixing with_kernel(const ScoreMixing& m, const Tensor& like) {
   ScoreMixing out = m;
@@ -309,21 +226,9 @@ bool hopper(const Tensor& x) {
 
 }  // namespace
 
-bool takes_wide_convolution(const Tensor& x, const ScoreMixing& m) {
-  return x.is_cuda() && x.numel() > 0 && x.size(3) % 8 == 0 && x.size(0) * x.size(1) < 65536 &&
-         (x.scalar_type() == torch::kFloat || x.scalar_type() == torch::kHalf ||
-          x.scalar_type() == torch::kBFloat16) &&
-         fits(m);
-}
-
-Tensor wide_convolution(const Tensor& x, const ScoreMixing& m, const TokenLayout& layout,
-                        int sign) {
-  return Convolution::apply(x, m.kernel.to(torch::kFloat), m, layout, sign);
-}
-
 bool takes_multi_token_gpu(const MultiTokenInput& in) {
   const auto side = [](const ScoreMixing& m) {
-    return !m.mix.defined() && (!m.kernel.defined() || (neighbours(m.queries) && fits(m)));
+    return !m.mix.defined() && (!m.kernel.defined() || (neighbours(m.queries) && kernels_take(m)));
   };
   const bool type = in.q.scalar_type() == torch::kHalf || in.q.scalar_type() == torch::kBFloat16;
   return hopper(in.q) && type && in.k.scalar_type() == in.q.scalar_type() &&
@@ -346,11 +251,7 @@ AttentionOutput multi_token_gpu(const MultiTokenInput& in) {
   return {.out = out[0], .lse = out[1]};
 }
 #else
-bool takes_wide_convolution(const Tensor&, const ScoreMixing&) { return false; }
 bool takes_multi_token_gpu(const MultiTokenInput&) { return false; }
-Tensor wide_convolution(const Tensor&, const ScoreMixing&, const TokenLayout&, int) {
-  fail(ErrorKind::kDevice, "multi_token_attention: this build has no CUDA kernels");
-}
 AttentionOutput multi_token_gpu(const MultiTokenInput&) {
   fail(ErrorKind::kDevice, "multi_token_attention: this build has no CUDA kernels");
 }

@@ -1,16 +1,10 @@
-// Multi-token attention on NVIDIA GPUs: the kernels of kernels/multi_token_conv.h (any grid) and
-// kernels/multi_token_hopper.h, as differentiable functions. Builds without CUDA take nothing.
+// Multi-token attention on NVIDIA GPUs by kernels of its own (kernels/multi_token_hopper.h). Builds
+// without CUDA take nothing.
 #pragma once
 
 #include "sigma/attention/multi_token_op.h"
 
 namespace sigma {
-
-/// For x [B,H,N,D] and a kernel [H,a,b], wide [B,H,N,a,D]: wide[n,a] = sum_b kernel[a,b] x[n - b], or
-/// n + b (sign -1), with zeros off the grid.
-bool takes_wide_convolution(const torch::Tensor& x, const ScoreMixing& m);
-torch::Tensor wide_convolution(const torch::Tensor& x, const ScoreMixing& m,
-                               const TokenLayout& layout, int sign);
 
 /// Hopper; full attention on a sequence, 16-bit elements, heads of 64 channels, up to 6 neighbouring
 /// query steps, heads that do not mix.

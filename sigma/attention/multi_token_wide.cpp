@@ -2,7 +2,7 @@
 
 #include <torch/types.h>
 
-#include "sigma/attention/multi_token_gpu.h"
+#include "sigma/attention/multi_token_convolution.h"
 
 namespace sigma {
 namespace {

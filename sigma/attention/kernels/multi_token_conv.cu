@@ -10,8 +10,9 @@ namespace sigma::kernels {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChunk = 6;   // query steps a thread sums at once
-constexpr int kRows = 512;  // tokens of a block's part of the gradient of w
+constexpr int kChunk = 6;  // query steps a thread sums at once
+constexpr int kRows = 64;  // tokens of a block's part of the gradient of w
+constexpr int kTapThreads = 384;
 
 __device__ void load8(float (&to)[8], const float* x) {
   const float4 a = reinterpret_cast<const float4*>(x)[0], b = reinterpret_cast<const float4*>(x)[1];
@@ -52,6 +53,14 @@ __device__ void store8(__nv_bfloat16* to, const float (&x)[8]) {
   store_pairs<__nv_bfloat162>(to, x);
 }
 __device__ void store8(__half* to, const float (&x)[8]) { store_pairs<__half2>(to, x); }
+
+// Without a branch, so that the loads of several steps are under way at once.
+template <class T>
+__device__ void load8_or_0(float (&to)[8], const T* x, bool there) {
+#pragma unroll
+  for (int e = 0; e < 8; ++e) to[e] = 0;
+  if (there) load8(to, x);
+}
 
 // Where a token stands; tokens off the grid have only themselves.
 struct Place {
@@ -98,11 +107,11 @@ __global__ void __launch_bounds__(kThreads) convolve_kernel(const WideConvolutio
   const Place place(c.grid, n);
   const T* x = static_cast<const T*>(c.x) + bh * N * c.D + d;
   float sum[kChunk][8] = {};
+#pragma unroll 4
   for (int b = 0; b < taps; ++b) {
     const int from = place.back(c.grid, c.keys, b, c.sign);
-    if (from < 0) continue;
     float value[8];
-    load8(value, x + from * c.D);
+    load8_or_0(value, x + int64_t(from) * c.D, from >= 0);
 #pragma unroll
     for (int r = 0; r < kChunk; ++r)
 #pragma unroll
@@ -132,10 +141,12 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(const WideConvolutio
   for (int b = 0; b < taps; ++b) {
     const int from = place.back(c.grid, c.keys, b, -c.sign);
     if (from < 0) continue;
+    const T* row = wide + wide_at(c, bh, 0, from);
+    const int64_t step = wide_at(c, 0, 1, 0);
 #pragma unroll 6
     for (int r = 0; r < c.R; ++r) {
       float value[8];
-      load8(value, wide + wide_at(c, bh, r, from));
+      load8(value, row + r * step);
 #pragma unroll
       for (int e = 0; e < 8; ++e) sum[e] = fmaf(w[r * taps + b], value[e], sum[e]);
     }
@@ -144,28 +155,27 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(const WideConvolutio
 }
 
 // Partial gradients of w: grid (parts of kRows tokens, heads, chunks of query steps); a warp takes
-// every eighth key step, its lanes the tokens and channels. scratch [heads,part,R,b].
+// every 12th key step, its lanes the tokens and channels. scratch [B * H,part,R,b].
 template <class T>
-__global__ void __launch_bounds__(kThreads) taps_kernel(const WideConvolution c) {
+__global__ void __launch_bounds__(kTapThreads) taps_kernel(const WideConvolution c) {
   const int units = int(c.D / 8), N = c.grid.tokens(), taps = c.keys.count;
   const int64_t bh = blockIdx.y;
   const int r0 = blockIdx.z * kChunk, lane = threadIdx.x % 32;
-  const int first = blockIdx.x * kRows, end = min(first + kRows, N);
+  const int first = blockIdx.x * kRows, rows = min(kRows, N - first);
   const T* x = static_cast<const T*>(c.x) + bh * N * c.D;
   const T* wide = static_cast<const T*>(c.gwide);
-  for (int b = threadIdx.x / 32; b < taps; b += kThreads / 32) {
+  for (int b = threadIdx.x / 32; b < taps; b += kTapThreads / 32) {
     float sum[kChunk] = {};
-    for (int64_t i = int64_t(first) * units + lane; i < int64_t(end) * units; i += 32) {
-      const int n = int(i / units), d = int(i % units) * 8;
+#pragma unroll 2
+    for (int i = lane; i < rows * units; i += 32) {
+      const int n = first + i / units, d = i % units * 8;
       const int from = Place(c.grid, n).back(c.grid, c.keys, b, c.sign);
-      if (from < 0) continue;
       float value[8];
-      load8(value, x + from * c.D + d);
+      load8_or_0(value, x + int64_t(from) * c.D + d, from >= 0);
 #pragma unroll
       for (int r = 0; r < kChunk; ++r) {
-        if (r0 + r >= c.R) continue;
         float g[8];
-        load8(g, wide + wide_at(c, bh, r0 + r, n) + d);
+        load8_or_0(g, wide + wide_at(c, bh, r0 + r, n) + d, r0 + r < c.R);
 #pragma unroll
         for (int e = 0; e < 8; ++e) sum[r] = fmaf(g[e], value[e], sum[r]);
       }
@@ -278,7 +288,7 @@ cudaError_t convolve_back(const WideConvolution& c, cudaStream_t stream) {
     if (c.gx != nullptr)
       gradient_kernel<T><<<dim3(blocks(c.grid, c.D), heads), kThreads, bytes, stream>>>(c);
     if (c.scratch != nullptr)
-      taps_kernel<T><<<dim3(parts, heads, chunks), kThreads, 0, stream>>>(c);
+      taps_kernel<T><<<dim3(parts, heads, chunks), kTapThreads, 0, stream>>>(c);
   });
 }
 
