@@ -1,8 +1,20 @@
-# Kernels: torch-free .cu files, compiled by nvcc for Hopper with PTX for later chips.
+# Kernels: torch-free .cu files. Those named *_hopper_* use what only compute capability 9.0 has; the others are built for
+# 8.0 and later.
 enable_language(CUDA)
 file(GLOB_RECURSE kernels CONFIGURE_DEPENDS sigma/*.cu)
 add_library(sigma_kernels OBJECT ${kernels})
 set_target_properties(sigma_kernels PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_STANDARD 17 CUDA_ARCHITECTURES OFF)
 target_include_directories(sigma_kernels PRIVATE ${CMAKE_SOURCE_DIR})
-target_compile_options(sigma_kernels PRIVATE -O3 -fmad=false -gencode arch=compute_90,code=[sm_90,compute_90])
+target_compile_options(sigma_kernels PRIVATE -O3)
+foreach(kernel ${kernels})
+  if(kernel MATCHES "_hopper_")
+    set(options "SHELL:-gencode arch=compute_90a,code=sm_90a")
+  else()
+    set(options "SHELL:-gencode arch=compute_80,code=sm_80" "SHELL:-gencode arch=compute_90,code=[sm_90,compute_90]")
+  endif()
+  if(NOT kernel MATCHES "sigma/attention/")
+    list(APPEND options -fmad=false) # random numbers promise the bits of the host
+  endif()
+  set_source_files_properties(${kernel} PROPERTIES COMPILE_OPTIONS "${options}")
+endforeach()
 target_link_libraries(sigma PRIVATE $<TARGET_OBJECTS:sigma_kernels> CUDA::cudart)

@@ -3,6 +3,7 @@
 #include <torch/autograd.h>
 #include <torch/types.h>
 
+#include "sigma/attention/block_sparse_gpu.h"
 #include "sigma/attention/kernels/block_sparse.h"
 #include "sigma/base/error.h"
 #include "sigma/base/tasks.h"
@@ -17,7 +18,8 @@ using torch::autograd::variable_list;
 constexpr int64_t kStrip = 128;  // rows of scores that the reference holds
 
 void check(const BlockSparseInput& in) {
-  const auto& [q, k, v, index, kv_start, q_start, rank_q, rank_k, window, key_valid, scale] = in;
+  const auto& [q, k, v, index, kv_start, q_start, rank_q, rank_k, window, key_valid, scale,
+               tables] = in;
   SIGMA_CHECK(kUsage, q.dim() == 4 && k.dim() == 4 && v.dim() == 4,
               "block_sparse_attention: expected q, k, v of 4 axes, got {}, {}, {}", q.dim(),
               k.dim(), v.dim());
@@ -208,6 +210,12 @@ AttentionOutput block_sparse_attention_reference(const BlockSparseInput& in) {
 }
 
 AttentionOutput block_sparse_attention(const BlockSparseInput& in) {
+  if (in.q.is_cuda()) {
+    const BlockSparsePath path = block_sparse_path(in);
+    if (path == BlockSparsePath::kReference) return block_sparse_attention_reference(in);
+    check(in);
+    return block_sparse_attention_gpu(in, path);
+  }
   if (!takes_kernels(in)) return block_sparse_attention_reference(in);
   check(in);
   BlockSparseInput rest = in;

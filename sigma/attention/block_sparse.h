@@ -7,15 +7,16 @@
 // key/value head floor(h G / H). A(i) empty: out 0, lse -inf, gradients 0. Selection, windows, text
 // tokens and causality are lists: one operator runs every pattern.
 //
-// The reference builds masks, a strip of queries at a time: any device and dtype. On the CPU in
-// float32, kernels/block_sparse.h: no score matrix in memory, the same bits on any number of
-// threads.
+// The reference builds masks, a strip of queries at a time: any device and dtype. Kernels keep no
+// score matrix in memory, and their bits do not change from run to run: on the CPU in float32
+// (kernels/block_sparse.h), on NVIDIA GPUs in bfloat16 and float16 (block_sparse_gpu.h).
 #pragma once
 
 #include <torch/types.h>
 
 #include <cstdint>
 
+#include "sigma/attention/block_tables.h"
 #include "sigma/attention/operator.h"
 
 namespace sigma {
@@ -31,6 +32,8 @@ struct BlockSparseInput {
   int64_t window = 0;       // > 0 (with ranks): only keys with rank_q - rank_k < window
   torch::Tensor key_valid;  // [B,Nk] bool; the rows of other keys may hold NaN
   double scale = 0;         // 0: 1/sqrt(D)
+  /// Of the starts and ranks above, on a GPU; null: made at every call.
+  std::shared_ptr<const BlockTables> tables;
 };
 
 /// Errors: kUsage (shapes that do not fit, both printed; H not divisible by G).

@@ -2,9 +2,9 @@
 
 #include <torch/types.h>
 
+#include <algorithm>
 #include <cmath>
 
-#include "sigma/attention/block_sparse.h"
 #include "sigma/attention/windows.h"
 #include "sigma/base/error.h"
 
@@ -27,8 +27,7 @@ Tensor heads_of(const Tensor& x, int64_t heads) {
 }
 
 RopeTable rows_of(const RopeTable& table, const Tensor& order) {
-  return {table.cos.index_select(0, order.to(table.cos.device())),
-          table.sin.index_select(0, order.to(table.sin.device()))};
+  return {table.cos.index_select(0, order), table.sin.index_select(0, order)};
 }
 
 }  // namespace
@@ -117,18 +116,27 @@ Tensor SparseAttention::compressed(const Tensor& x, const Plan& plan, const Comp
   return windows.mean() + mlp.out->forward(torch::gelu(mlp.in->forward(vec)));
 }
 
+AttentionOutput SparseAttention::branch(BlockSparseInput input, size_t at) {
+  auto& tables = plan_->tables;
+  if (input.q.is_cuda()) {
+    tables.resize(std::max(tables.size(), at + 1));
+    if (!tables[at]) tables[at] = block_tables(input);
+    input.tables = tables[at];
+  }
+  return block_sparse_attention(input);
+}
+
 Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, const Rope* rope,
                                 const Context&) {
   SIGMA_CHECK(kUsage, x.size(1) == layout.tokens(), "attention: expected {} tokens, got {}",
               layout.tokens(), x.size(1));
-  const Plan& plan = plan_for(layout);
+  const Plan& plan = plan_for(layout, x.device());
   const BlockGeometry& geometry = plan.geometry;
   const int64_t B = x.size(0);
   const int64_t N = x.size(1);
   const int64_t Ng = geometry.grid.size();
-  const torch::Device device = x.device();
-  const Tensor order = geometry.order.to(device);
-  const Tensor packed = x.index_select(1, order);
+  const torch::TensorOptions ids = torch::TensorOptions(torch::kInt).device(x.device());
+  const Tensor packed = x.index_select(1, plan.order);
 
   Tensor q = heads_of(q_->forward(packed), num_heads_);
   const int64_t sets = config_.separate_kv ? branches_ : 1;
@@ -142,7 +150,7 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
   if (q_norm_) q = q_norm_->forward(q);
   const Tensor raw = keys[0].slice(2, 0, Ng);
   if (rope) {
-    const RopeTable table = rows_of(rope->table(), geometry.order);
+    const RopeTable table = rows_of(rope->table(), plan.order);
     q = rope->rotate(q, table);
     for (int64_t i = 1; i < branches_; ++i) {
       const auto at = static_cast<size_t>(i);
@@ -155,26 +163,24 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
   // Compressed.
   Tensor ck = compressed(raw, plan, compress_k_);
   const Tensor cv = compressed(values[0].slice(2, 0, Ng), plan, compress_v_);
-  if (rope && ck.size(2) > 0)
-    ck = rope->rotate(ck, rope->at(window_centres(plan.window_tokens, geometry, layout.before)));
+  if (rope && ck.size(2) > 0) ck = rope->rotate(ck, rope->at(plan.centres));
   const Tensor window_start = block_starts(ck.size(2), kWindowBlock);
   const int64_t window_blocks = window_start.size(0) - 1;
   BlockSparseInput coarse{
       .q = q_grid, .k = ck, .v = cv, .kv_start = window_start, .q_start = plan.tile_start};
-  coarse.index = torch::arange(window_blocks, torch::TensorOptions(torch::kInt).device(device))
-                     .expand({B, kv_heads_, geometry.grid_blocks, window_blocks});
+  coarse.index =
+      torch::arange(window_blocks, ids).expand({B, kv_heads_, geometry.grid_blocks, window_blocks});
   if (plan.causal) {
     coarse.rank_q = rank.slice(0, 0, Ng);
     coarse.rank_k = plan.window_rank;
   }
-  std::vector<Tensor> outs = {block_sparse_attention(coarse).out};
+  std::vector<Tensor> outs = {branch(coarse, 0).out};
 
   // Selected.
-  lists_ = choose(q_grid, ck, raw, plan).to(device);
+  lists_ = choose(q_grid, ck, raw, plan);
   Tensor lists = lists_;
   if (geometry.blocks > geometry.grid_blocks) {
-    const Tensor others = torch::arange(geometry.grid_blocks, geometry.blocks,
-                                        torch::TensorOptions(torch::kInt).device(device));
+    const Tensor others = torch::arange(geometry.grid_blocks, geometry.blocks, ids);
     lists = torch::cat({lists, others.expand({B, kv_heads_, lists.size(2), -1})}, 3);
   }
   BlockSparseInput selected{
@@ -185,7 +191,7 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
   } else {
     selected.q_start = plan.tile_start;
   }
-  outs.push_back(block_sparse_attention(selected).out);
+  outs.push_back(branch(selected, 1).out);
 
   // Window.
   if (config_.window > 0) {
@@ -197,9 +203,8 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
                           .rank_q = rank.slice(0, 0, Ng),
                           .rank_k = rank,
                           .window = config_.window};
-    const Tensor tiles = window_lists(geometry, config_.window).to(device);
-    near.index = tiles.expand({B, kv_heads_, tiles.size(0), tiles.size(1)});
-    outs.push_back(block_sparse_attention(near).out);
+    near.index = plan.near.expand({B, kv_heads_, plan.near.size(0), plan.near.size(1)});
+    outs.push_back(branch(near, 2).out);
   }
 
   const Tensor gates = torch::sigmoid(at_least_float(gate_->forward(packed.slice(1, 0, Ng))))
@@ -214,14 +219,14 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
   if (N > Ng) {  // tokens beside the grid
     const int64_t M = num_heads_ / kv_heads_;
     std::optional<Tensor> allowed;
-    if (plan.causal) allowed = (rank.unsqueeze(0) <= rank.slice(0, Ng).unsqueeze(1)).to(device);
+    if (plan.beside.defined()) allowed = plan.beside;
     out = torch::cat(
         {out, at::scaled_dot_product_attention(q.slice(2, Ng), keys[1].repeat_interleave(M, 1),
                                                values[1].repeat_interleave(M, 1), allowed)},
         2);
   }
   const Tensor rows = out.transpose(1, 2).reshape({B, N, num_heads_ * head_dim_});
-  return proj_->forward(rows.index_select(1, geometry.inverse.to(device)));
+  return proj_->forward(rows.index_select(1, plan.inverse));
 }
 
 double SparseAttention::flops(const TokenLayout& layout) const {

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "sigma/attention/block_plan.h"
+#include "sigma/attention/block_sparse.h"
 #include "sigma/attention/selection.h"
 #include "sigma/nn/attention.h"
 #include "sigma/nn/linear.h"
@@ -55,16 +56,25 @@ class SparseAttention : public Attention {
   const BlockGeometry& geometry() const { return plan_->geometry; }
 
  private:
-  // What a layout fixes.
+  // What a layout fixes. Tensors of the second part are on the device of the tokens: a pass copies
+  // nothing from the host.
   struct Plan {
     TokenLayout layout;
     BlockGeometry geometry;
     bool causal = false;
-    torch::Tensor window_tokens;  // [windows, size] packed rows of grid tokens, -1: missing
-    torch::Tensor window_rank;    // [windows] rank of the last token
-    torch::Tensor tile_start;     // tiles of grid queries
+    torch::Tensor window_rank;  // [windows] rank of the last token
+    torch::Tensor tile_start;   // tiles of grid queries
+
+    torch::Device device = torch::kCPU;
+    torch::Tensor order, inverse;  // of the geometry
+    torch::Tensor window_tokens;   // [windows, size] packed rows of grid tokens, -1: missing
+    torch::Tensor centres;         // [windows, axes]
+    torch::Tensor near;            // lists of the window branch
+    torch::Tensor beside;  // tokens beside the grid: whether they see each token; or nothing
+    std::vector<std::shared_ptr<const BlockTables>> tables;  // of the branches, on a GPU
   };
-  const Plan& plan_for(const TokenLayout& layout);
+  const Plan& plan_for(const TokenLayout& layout, torch::Device device);
+  AttentionOutput branch(BlockSparseInput input, size_t at);
   struct Compressor {
     torch::Tensor pe;  // [size, D]
     std::shared_ptr<Linear> in, out;

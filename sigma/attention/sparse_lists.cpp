@@ -18,8 +18,9 @@ constexpr int64_t kStrip = 128;  // queries whose scores are in memory at once
 
 }  // namespace
 
-const SparseAttention::Plan& SparseAttention::plan_for(const TokenLayout& layout) {
-  const bool same = plan_ && plan_->layout.grid == layout.grid &&
+const SparseAttention::Plan& SparseAttention::plan_for(const TokenLayout& layout,
+                                                       torch::Device device) {
+  const bool same = plan_ && plan_->device == device && plan_->layout.grid == layout.grid &&
                     plan_->layout.before == layout.before && plan_->layout.after == layout.after &&
                     plan_->layout.pattern == layout.pattern;
   if (same) return *plan_;
@@ -36,10 +37,20 @@ const SparseAttention::Plan& SparseAttention::plan_for(const TokenLayout& layout
   plan->layout = layout;
   plan->causal = causal;
   plan->geometry = block_geometry(layout, block_);
-  plan->window_tokens = sequence ? sequence_windows(layout.grid.size(), size_, stride_, causal)
-                                 : cube_windows(plan->geometry);
-  plan->window_rank = layout.before + std::get<0>(plan->window_tokens.max(1));
-  plan->tile_start = plan->geometry.start.slice(0, 0, plan->geometry.grid_blocks + 1);
+  const BlockGeometry& geometry = plan->geometry;
+  const Tensor windows = sequence ? sequence_windows(layout.grid.size(), size_, stride_, causal)
+                                  : cube_windows(geometry);
+  plan->window_rank = layout.before + std::get<0>(windows.max(1));
+  plan->tile_start = geometry.start.slice(0, 0, geometry.grid_blocks + 1);
+  plan->device = device;
+  plan->order = geometry.order.to(device);
+  plan->inverse = geometry.inverse.to(device);
+  plan->window_tokens = windows.to(device);
+  plan->centres = window_centres(windows, geometry, layout.before).to(device);
+  if (config_.window > 0) plan->near = window_lists(geometry, config_.window).to(device);
+  const Tensor& rank = geometry.rank();
+  if (causal && geometry.blocks > geometry.grid_blocks)
+    plan->beside = (rank.unsqueeze(0) <= rank.slice(0, layout.grid.size()).unsqueeze(1)).to(device);
   plan_ = std::move(plan);
   return *plan_;
 }
@@ -84,7 +95,7 @@ Tensor SparseAttention::choose(const Tensor& q, const Tensor& ck, const Tensor& 
     lists.push_back(select_blocks(config_.selection, geometry, {.tiles = true, .first = first_tile},
                                   torch::stack(tiles, 2), means));
   }
-  return torch::cat(lists, 2);
+  return torch::cat(lists, 2).to(q.device());
 }
 
 }  // namespace sigma

@@ -38,6 +38,28 @@ struct BlockWalk {
   const uint64_t* col_chose = nullptr;
 };
 
+/// How a walk is made: lists, and what a layout fixes.
+struct BlockWalkInput {
+  int64_t R = 0, n = 0, W = 0;            // lists a (b, g), their length, blocks
+  const int32_t* index = nullptr;         // [B,G,R,n] distinct blocks; outside 0..W-1: none
+  const int32_t* piece_start = nullptr;   // [W+1] first piece of each block
+  const int32_t* chunk_list = nullptr;    // [C] first list of a chunk; its tokens have one each,
+                                          // or, for tile rows, all of them this one
+  const int32_t* chunk_ranks = nullptr;   // [C,2] lowest, highest rank_q; null: not causal
+  const int32_t* piece_ranks = nullptr;   // [P,2] lowest, highest rank_k
+  const uint8_t* piece_masked = nullptr;  // [B,P] fewer than 64 keys, or key_valid hides some
+  int32_t window = 0;
+};
+
+/// Fills count, piece and, for token rows (walk.chose not null), chose. The result is a
+/// cudaError_t.
+int block_walk(const BlockWalkInput& in, const BlockWalk& walk, void* stream);
+
+/// Turns the walks round, a stable counting sort: col_start, col_chunk, col_chose. `work`: int32
+/// [B,G,bands,P], bands = ceil(C / kBand).
+constexpr int kBand = 64;
+int block_walk_columns(const BlockWalk& walk, int32_t* work, void* stream);
+
 struct BlockSparseGpu {
   int64_t B = 0, H = 0, G = 0, Nq = 0, Nk = 0, D = 0, Dv = 0;
   bool half = false;                   // float16, else bfloat16
