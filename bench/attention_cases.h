@@ -25,9 +25,6 @@ struct SparseCase {
   int64_t group() const { return H / G; }
 };
 
-/// Starts and ranks: where the operator wants them.
-inline torch::Tensor placed(const torch::Tensor& t) { return t; }
-
 inline torch::Tensor gpu_normal(torch::IntArrayRef shape, uint32_t site,
                                 torch::ScalarType dtype = torch::kBFloat16) {
   torch::Tensor out = torch::empty(shape, torch::TensorOptions(torch::kCUDA).dtype(dtype));
@@ -99,10 +96,11 @@ struct SparseInputs {
 };
 
 inline BlockSparseInput operator_input(const SparseCase& c, const SparseInputs& x) {
-  const torch::Tensor start = placed(block_starts(c.N, kBlock));
+  const torch::Tensor start = block_starts(c.N, kBlock);
   BlockSparseInput in{.q = x.q, .k = x.k, .v = x.v, .index = x.lists, .kv_start = start};
   if (c.tiles) in.q_start = start;
-  else in.rank_q = in.rank_k = placed(torch::arange(c.N));
+  else in.rank_q = in.rank_k = torch::arange(c.N);
+  in.tables = block_tables(in);  // as a layer does, once
   return in;
 }
 

@@ -21,6 +21,7 @@
 #include "bench/attention_cases.h"
 #include "bench/attention_table.h"
 #include "bench/gpu_timing.h"
+#include "sigma/attention/block_sparse_gpu.h"
 #include "sigma/attention/dense.h"
 #include "sigma/attention/multi_token_op.h"
 #include "sigma/attention/multi_token_wide.h"
@@ -116,10 +117,15 @@ Table sparse_table(const SparseCase& c, const Options& options) {
                                  relative_error(last(grads[2], 1)[0], exact[3])};
     };
     const sigma::BlockSparseInput in = operator_input(c, x);
+    const Tensors leaves = {x.q, x.k, x.v};
     out.rows.push_back(measure(
-        "sigma", [&] { return sigma::block_sparse_attention(in).out; }, {x.q, x.k, x.v}, x.grad,
-        check));
-    const Row& ours = out.rows[0];
+        "sigma", [&] { return sigma::block_sparse_attention(in).out; }, leaves, x.grad, check));
+    constexpr auto kPortable = sigma::BlockSparsePath::kPortable;
+    if (sigma::block_sparse_path(in) == sigma::BlockSparsePath::kHopper)
+      out.rows.push_back(measure(
+          "sigma, portable", [&] { return sigma::block_sparse_attention_gpu(in, kPortable).out; },
+          leaves, x.grad, check));
+    const Row ours = out.rows[0];
     out.missed = inexact(ours) || ours.forward > c.goal || ours.backward > c.goal_backward;
     out.rows.push_back(dense_row(x.q, x.k, x.v, x.grad, !c.tiles));
   }

@@ -20,8 +20,10 @@
 
 namespace sigma::bench {
 
-/// The median of calls, each between two events of the GPU, after calls that warm up.
-inline double median_ms(const std::function<void()>& f, double most_seconds = 1) {
+/// The median of calls, each between two events of the GPU and after `prepare`, after calls that warm
+/// up.
+inline double median_ms(
+    const std::function<void()>& f, const std::function<void()>& prepare = [] {}) {
   const c10::impl::VirtualGuardImpl gpu(c10::DeviceType::CUDA);
   const c10::Stream stream = gpu.getStream(gpu.getDevice());
   const auto timed = [&](int repeats) {
@@ -30,6 +32,7 @@ inline double median_ms(const std::function<void()>& f, double most_seconds = 1)
       auto& [start, end] =
           events.emplace_back(c10::Event(c10::DeviceType::CUDA, c10::EventFlag::BACKEND_DEFAULT),
                               c10::Event(c10::DeviceType::CUDA, c10::EventFlag::BACKEND_DEFAULT));
+      prepare();
       start.record(stream);
       f();
       end.record(stream);
@@ -39,7 +42,9 @@ inline double median_ms(const std::function<void()>& f, double most_seconds = 1)
     for (const auto& [start, end] : events) times.push_back(start.elapsedTime(end));
     return median(std::move(times));
   };
-  return timed(std::clamp(static_cast<int>(most_seconds * 1e3 / timed(3)), 5, 50));
+  constexpr int kWarm = 3;
+  const double warm = step_seconds(torch::kCUDA, 1, [&] { timed(kWarm); })[0] / kWarm;
+  return timed(std::clamp(static_cast<int>(1 / warm), 5, 50));
 }
 
 inline void free_cached_memory() {
@@ -81,25 +86,30 @@ struct Row {
 
 using Tensors = std::vector<torch::Tensor>;
 
-/// `check`: errors of output and gradients. The backward is timed alone, on a graph that is kept.
+/// `check`: errors of output and gradients. The backward is timed alone, each time on a new graph:
+/// what a backward makes for itself is not kept from the last.
 inline Row measure(const std::string& side, const std::function<torch::Tensor()>& f,
                    const Tensors& leaves, const torch::Tensor& grad,
                    const std::function<std::vector<double>(const torch::Tensor&, const Tensors&)>&
                        check = nullptr) {
   Row row{.side = side};
-  const auto gradients = [&](const torch::Tensor& out) {
-    return torch::autograd::grad({out}, leaves, {grad}, /*retain_graph=*/true);
+  torch::Tensor out;
+  const auto gradients = [&] {
+    return torch::autograd::grad({std::exchange(out, {})}, leaves, {grad});
   };
   try {
     Tensors outputs = leaves;
     outputs.push_back(grad);
     poison(outputs);
-    torch::Tensor out = f();
-    const Tensors grads = gradients(out);
-    if (check) row.errors = check(out.detach(), grads);
-    row.backward = median_ms([&] { gradients(out); });
-    out.reset();
-    row.memory = extra_bytes([&] { gradients(f()); });
+    out = f();
+    const torch::Tensor value = out.detach();
+    const Tensors grads = gradients();
+    if (check) row.errors = check(value, grads);
+    row.backward = median_ms([&] { gradients(); }, [&] { out = f(); });
+    row.memory = extra_bytes([&] {
+      out = f();
+      gradients();
+    });
     const torch::NoGradGuard no_grad;
     row.forward = median_ms([&] { f(); });
   } catch (const std::exception& error) {
