@@ -136,7 +136,8 @@ def measure(side, f, leaves=None, upstream=None, to_ours=lambda t: t, checked=Tr
         with torch.no_grad():
             line["forward_ms"] = median_ms(lambda _: f())
     except Exception as error:  # a peer that fails is a row that says so
-        line["failed"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        text = str(error).strip().splitlines() or [""]
+        line["failed"] = f"{type(error).__name__}: " + " ... ".join(dict.fromkeys([text[0], text[-1]]))[:300]
     print(json.dumps(line), flush=True)
 
 
