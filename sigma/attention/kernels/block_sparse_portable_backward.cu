@@ -10,7 +10,7 @@ namespace {
 template <int kWidth>
 constexpr int kStages = kWidth > 128 ? 1 : 2;
 
-/// P = 2^(S - lse) in place; a query that sees nothing has lse -inf and only S = -inf.
+/// P = 2^(S - lse). A query that sees nothing has lse -inf and S = -inf: 0, not 2^(-inf + inf).
 __device__ float probability(float s, float lse) {
   return exp2_fast(s - (lse == -INFINITY ? 0 : lse));
 }
@@ -227,12 +227,13 @@ cudaError_t block_sparse_portable_backward(const BlockWalk& walk, const BlockSpa
   if (const cudaError_t error = block_sparse_delta(a, stream)) return error;
   return with_template(a, [&](auto type, auto width) {
     using T = decltype(type);
+    constexpr int kTiles = 2 + 2 * kStages<width>;
+    const int64_t chunks = a.B * a.G * walk.C * head_tiles(walk, a), pieces = a.B * a.G * walk.P;
     const cudaError_t error =
-        launch(grad_q_kernel<T, width>, a.B * a.G * walk.C * head_tiles(walk, a), 1,
-               (2 + 2 * kStages<width>)*Tile<width>::kBytes, walk, a, stream);
+        launch(grad_q_kernel<T, width>, chunks, 1, kTiles * Tile<width>::kBytes, walk, a, stream);
     if (error != cudaSuccess) return error;
-    return launch(grad_kv_kernel<T, width>, a.B * a.G * walk.P, Columns<width>::kParts,
-                  Columns<width>::kBytes, walk, a, stream);
+    return launch(grad_kv_kernel<T, width>, pieces, Columns<width>::kParts, Columns<width>::kBytes,
+                  walk, a, stream);
   });
 }
 
