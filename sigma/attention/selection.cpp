@@ -197,7 +197,34 @@ std::vector<int32_t> forced_blocks(const Grid& cubes, int64_t own, int64_t init,
   return out;
 }
 
+void check_room(const SelectionConfig& config, const ForcedBlocks& forced, size_t blocks) {
+  SIGMA_CHECK(
+      kUsage, std::cmp_less_equal(blocks, config.num_selected),
+      "num_selected: expected at least the {} forced blocks (init_blocks {}, local_radius {}), got "
+      "{}",
+      blocks, forced.init, forced.radius, config.num_selected);
+}
+
 }  // namespace
+
+ForcedBlocks forced_of(const SelectionConfig& config, bool causal) {
+  return {.init = config.init_blocks >= 0 ? config.init_blocks
+                  : causal                ? 1
+                                          : 0,
+          .radius = config.local_radius >= -1 ? config.local_radius
+                    : causal                  ? 1
+                                              : 0};
+}
+
+void check_forced(const SelectionConfig& config, const BlockGeometry& geometry, bool causal) {
+  const ForcedBlocks forced = forced_of(config, causal);
+  const int64_t W = geometry.grid_blocks;
+  for (int64_t own = 0; own < W; ++own) {
+    check_room(config, forced,
+               forced_blocks(geometry.cubes, own, forced.init, forced.radius, causal ? own + 1 : W)
+                   .size());
+  }
+}
 
 void SelectionConfig::visit(ConfigVisitor& v) {
   v.field("num_selected", num_selected, in(1, 1024),
@@ -262,8 +289,7 @@ Tensor select_blocks(const SelectionConfig& config, const BlockGeometry& geometr
   const int64_t pairs = scores.size(0) * scores.size(1);
   const int64_t R = scores.size(2);
   const int64_t n = std::min(config.num_selected, W);
-  const int64_t init = config.init_blocks >= 0 ? config.init_blocks : rows.causal ? 1 : 0;
-  const int64_t radius = config.local_radius >= -1 ? config.local_radius : rows.causal ? 1 : 0;
+  const auto [init, radius] = forced_of(config, rows.causal);
   const Tensor out = torch::full({scores.size(0), scores.size(1), R, n}, -1, torch::kInt);
   const int64_t* start = geometry.start.data_ptr<int64_t>();
   const int64_t* block_of = geometry.block_of.data_ptr<int64_t>();
@@ -279,11 +305,7 @@ Tensor select_blocks(const SelectionConfig& config, const BlockGeometry& geometr
     }
     candidates.push_back(count);
     forced.push_back(forced_blocks(geometry.cubes, own, init, radius, count));
-    SIGMA_CHECK(
-        kUsage, std::cmp_less_equal(forced.back().size(), config.num_selected),
-        "num_selected: expected at least the {} forced blocks (init_blocks {}, local_radius "
-        "{}), got {}",
-        forced.back().size(), init, radius, config.num_selected);
+    check_room(config, {init, radius}, forced.back().size());
   }
   at::parallel_for(0, pairs * R, 64, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {

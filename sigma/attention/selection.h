@@ -45,6 +45,16 @@ struct SelectionConfig {
 torch::Tensor block_scores(const torch::Tensor& p_cmp, int64_t N, int64_t size, int64_t stride,
                            int64_t block);
 
+/// `init_blocks` and `local_radius` where the configuration leaves them open.
+struct ForcedBlocks {
+  int64_t init = 0;
+  int64_t radius = -1;
+};
+ForcedBlocks forced_of(const SelectionConfig& config, bool causal);
+
+/// Errors: kUsage (a row anywhere in `geometry` has more forced blocks than n).
+void check_forced(const SelectionConfig& config, const BlockGeometry& geometry, bool causal);
+
 /// The rows of a selection: tiles of `geometry`, or its packed tokens.
 struct SelectionRows {
   bool tiles = false;

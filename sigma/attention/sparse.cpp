@@ -174,10 +174,11 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
     coarse.rank_q = rank.slice(0, 0, Ng);
     coarse.rank_k = plan.window_rank;
   }
-  std::vector<Tensor> outs = {branch(coarse, 0).out};
+  const AttentionOutput compressed_out = branch(coarse, 0);
+  std::vector<Tensor> outs = {compressed_out.out};
 
   // Selected.
-  lists_ = choose(q_grid, ck, raw, plan);
+  lists_ = choose(q_grid, ck, compressed_out.lse, raw, plan);
   Tensor lists = lists_;
   if (geometry.blocks > geometry.grid_blocks) {
     const Tensor others = torch::arange(geometry.grid_blocks, geometry.blocks, ids);

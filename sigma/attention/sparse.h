@@ -21,6 +21,7 @@
 #include "sigma/attention/block_plan.h"
 #include "sigma/attention/block_sparse.h"
 #include "sigma/attention/selection.h"
+#include "sigma/attention/selection_gpu.h"
 #include "sigma/nn/attention.h"
 #include "sigma/nn/linear.h"
 
@@ -72,6 +73,7 @@ class SparseAttention : public Attention {
     torch::Tensor near;            // lists of the window branch
     torch::Tensor beside;  // tokens beside the grid: whether they see each token; or nothing
     std::vector<std::shared_ptr<const BlockTables>> tables;  // of the branches, on a GPU
+    SelectionTables selection;                               // on a GPU
   };
   const Plan& plan_for(const TokenLayout& layout, torch::Device device);
   AttentionOutput branch(BlockSparseInput input, size_t at);
@@ -81,8 +83,9 @@ class SparseAttention : public Attention {
   };
   Compressor compressor(const std::string& name);
   torch::Tensor compressed(const torch::Tensor& x, const Plan& plan, const Compressor& mlp) const;
-  torch::Tensor choose(const torch::Tensor& q, const torch::Tensor& ck, const torch::Tensor& raw,
-                       const Plan& plan) const;
+  // `lse`: of the compressed branch.
+  torch::Tensor choose(const torch::Tensor& q, const torch::Tensor& ck, const torch::Tensor& lse,
+                       const torch::Tensor& raw, const Plan& plan) const;
 
   SparseConfig config_;
   int64_t num_heads_;

@@ -51,18 +51,32 @@ const SparseAttention::Plan& SparseAttention::plan_for(const TokenLayout& layout
   const Tensor& rank = geometry.rank();
   if (causal && geometry.blocks > geometry.grid_blocks)
     plan->beside = (rank.unsqueeze(0) <= rank.slice(0, layout.grid.size()).unsqueeze(1)).to(device);
+  if (device.is_cuda())
+    plan->selection =
+        selection_tables(config_.selection, geometry, plan->window_rank, causal, device);
   plan_ = std::move(plan);
   return *plan_;
 }
 
-// The lists of all grid rows, a strip of queries at a time.
-Tensor SparseAttention::choose(const Tensor& q, const Tensor& ck, const Tensor& raw,
-                               const Plan& plan) const {
+// The lists of all grid rows; where no kernel takes them, a strip of queries at a time.
+Tensor SparseAttention::choose(const Tensor& q, const Tensor& ck, const Tensor& lse,
+                               const Tensor& raw, const Plan& plan) const {
   const torch::NoGradGuard no_grad;
   const BlockGeometry& geometry = plan.geometry;
   const int64_t Ng = geometry.grid.size();
   const int64_t M = num_heads_ / kv_heads_;
   const double scale = 1 / std::sqrt(static_cast<double>(head_dim_));
+  if (q.is_cuda()) {
+    const Tensor lists = select_blocks_gpu(config_.selection, geometry, plan.selection,
+                                           {.q = q,
+                                            .ck = ck,
+                                            .lse = lse,
+                                            .raw = raw,
+                                            .scale = scale,
+                                            .size = size_,
+                                            .stride = stride_});
+    if (lists.defined()) return lists;
+  }
   const Tensor compressed = ck.detach().repeat_interleave(M, 1).transpose(-1, -2);
   const bool diverse = config_.selection.strategy != "top_n";
   const Tensor means = diverse ? Windows(raw, cube_windows(geometry)).mean() : Tensor();

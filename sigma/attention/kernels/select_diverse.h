@@ -22,23 +22,23 @@ struct Diverse {
   int pool, chosen;     // sizes
 
   __device__ float direction(int j) const { return apart[j * a.W + j]; }
-  /// What may be picked: not taken, and with a direction.
-  __device__ bool open(int j) const { return !bit(room.taken, j) && direction(j) == 0; }
-
-  __device__ void take(int at) {
-    const int j = room.pool[at];
-    if (team.rank == 0) room.taken[j >> 5] |= 1u << (j & 31);
-    ++chosen;
+  /// Closes the places of blocks that are taken or have no direction. Places keep to their threads.
+  __device__ void close() {
+    for (int i = team.rank; i < pool; i += T::kSize) {
+      const int j = room.pool[i];
+      if (bit(room.taken, j) || direction(j) != 0) room.pool[i] = ~j;
+    }
     team.sync();
   }
 
-  /// Takes the open place of the pool of highest value(place, block), if it is not NaN.
+  /// Takes the open place of the pool of highest value(place, block), if it is not NaN. Returns the
+  /// block, or -1.
   template <class Value>
   __device__ int take_best(Value value) {
     Best best;
     for (int i = team.rank; i < pool; i += T::kSize) {
       const int j = room.pool[i];
-      if (!open(j)) continue;
+      if (j < 0) continue;
       Best mine;
       mine.value = value(i, j);
       mine.key = key[j];
@@ -46,8 +46,15 @@ struct Diverse {
       if (mine.before(best)) best = mine;
     }
     best = team.best(best, room.bins);
-    if (best.at >= 0) take(best.at);
-    return best.at;
+    if (best.at < 0) return -1;
+    const int j = room.pool[best.at];
+    team.sync();  // all have read it
+    if (best.at % T::kSize == team.rank) {
+      room.pool[best.at] = ~j;
+      room.taken[j >> 5] |= 1u << (j & 31);
+    }
+    ++chosen;
+    return j;
   }
 
   // Pivots in order: higher norm or score; of equal norms, forced ones first, the own before all.
@@ -63,10 +70,11 @@ struct Diverse {
   }
 
   __device__ void dart() {
+    close();
     for (int more = a.num_pivots; more > 0 && chosen < n; --more) {
-      const int at = take_best([&](int, int j) { return a.pivot_by_norm ? norm[j] : 0.0; });
-      if (at < 0) break;
+      if (take_best([&](int, int j) { return a.pivot_by_norm ? norm[j] : 0.0; }) < 0) break;
     }
+    team.sync();
     // The list so far, sorted by counting who comes before.
     int32_t* pivot = reinterpret_cast<int32_t*>(room.total);
     int32_t* sorted = pivot + n;
@@ -92,8 +100,9 @@ struct Diverse {
       int share = rest / P + (i < rest % P ? 1 : 0);
       if (share == 0 || direction(sorted[i]) == kNoDirection) continue;
       const float* from = apart + sorted[i] * a.W;
-      for (int k = team.rank; k < pool; k += T::kSize) room.apart[k] = from[room.pool[k]];
-      team.sync();
+      for (int k = team.rank; k < pool; k += T::kSize) {
+        if (room.pool[k] >= 0) room.apart[k] = from[room.pool[k]];
+      }
       for (; share > 0; --share) {
         if (take_best([&](int k, int) { return static_cast<double>(room.apart[k]); }) < 0) return;
       }
@@ -102,43 +111,46 @@ struct Diverse {
 
   __device__ static double log_of(double x) { return x > 0 ? log(x) : -INFINITY; }
 
-  /// Block `j` is chosen: what is nearer to it than to those before. Places keep to their threads.
+  /// Block `j` is chosen: what is nearer to it than to those before.
   __device__ void near(int j) {
     if (direction(j) == kNoDirection) return;
     const float* from = apart + j * a.W;
     for (int i = team.rank; i < pool; i += T::kSize) {
+      if (room.pool[i] < 0) continue;
       const float d = fmaxf(0.0f, from[room.pool[i]]);
-      if (d < room.apart[i]) set_apart(i, d);
+      if (d >= room.apart[i]) continue;
+      room.apart[i] = d;
+      room.total[i] = room.score[i] + log_of(d);
     }
-  }
-  __device__ void set_apart(int i, float d) {
-    room.apart[i] = d;
-    const double score = a.alpha == 0 ? 0 : a.alpha * log_of(score_of(key[room.pool[i]]));
-    // Before the first pick all are equally far.
-    room.total[i] = score + (d == INFINITY ? 0 : log_of(d));
   }
 
   __device__ void max_min() {
-    for (int i = team.rank; i < pool; i += T::kSize) set_apart(i, INFINITY);
+    close();
+    for (int i = team.rank; i < pool; i += T::kSize) {
+      const int j = room.pool[i];
+      room.score[i] = j < 0 || a.alpha == 0 ? 0 : a.alpha * log_of(score_of(key[j]));
+      room.apart[i] = INFINITY;
+      room.total[i] = room.score[i];  // before the first pick all are equally far
+    }
     for (int j0 = 0; j0 < count && chosen > 0; j0 += 32) {
       for (uint32_t word = room.forced[j0 >> 5]; word != 0; word &= word - 1)
         near(j0 + __ffs(static_cast<int>(word)) - 1);
     }
     if (chosen == 0 && a.alpha == 0) {  // the block whose nearest neighbour is farthest
-      const int at = take_best([&](int i, int j) {
+      const int first = take_best([&](int i, int j) {
         float nearest = INFINITY;
         for (int k = 0; k < pool; ++k) {
-          if (k != i && open(room.pool[k]))
+          if (k != i && room.pool[k] >= 0)
             nearest = fminf(nearest, fmaxf(0.0f, apart[j * a.W + room.pool[k]]));
         }
         return static_cast<double>(nearest);
       });
-      if (at >= 0) near(room.pool[at]);
+      if (first >= 0) near(first);
     }
     while (chosen < n) {
-      const int at = take_best([&](int i, int) { return room.total[i]; });
-      if (at < 0) return;
-      near(room.pool[at]);
+      const int j = take_best([&](int i, int) { return room.total[i]; });
+      if (j < 0) return;
+      near(j);
     }
   }
 };

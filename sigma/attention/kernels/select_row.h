@@ -5,11 +5,12 @@
 
 namespace sigma::kernels {
 
-/// Sets the bits of the forced blocks: the first ones, and those around the row's own.
-template <class T>
-__device__ void force(const SelectBlocksGpu& a, const T& team, int own, int count, uint32_t* mask) {
+/// Calls each(j) for the forced blocks j: the first ones, and those around the row's own. A block
+/// may come twice.
+template <class T, class Each>
+__device__ void force(const SelectBlocksGpu& a, const T& team, int own, int count, Each each) {
   const auto add = [&](int j) {
-    if (j < count) atomicOr(&mask[j >> 5], 1u << (j & 31));
+    if (j < count) each(j);
   };
   for (int j = team.rank; j < a.init_blocks; j += T::kSize) add(j);
   const int r = a.local_radius;
@@ -32,35 +33,35 @@ __device__ void choose_row(const SelectBlocksGpu& a, const T& team, const TeamRo
   const int own = a.own ? a.own[row] : static_cast<int>(row);
   const int count = a.causal ? min(own + 1, W) : W;
   const int n = min(static_cast<int>(a.n), count);
-  const int words = static_cast<int>(mask_words(W));
+  const int words = static_cast<int>(mask_words(count));
   uint32_t* key = reinterpret_cast<uint32_t*>(row_scores);
-  for (int j = team.rank; j < count; j += T::kSize) key[j] = key_of(row_scores[j]);
+  for_keys(team, key, count, [&](int j, uint32_t x) { key[j] = key_of(__uint_as_float(x)); });
   for (int i = team.rank; i < words; i += T::kSize) room.taken[i] = 0;
   team.sync();
-  force(a, team, own, count, room.taken);
-  team.sync();
-  const int forced = team.count(room.taken, words);
 
   if (a.strategy == SelectStrategy::kTopN) {
-    if (n > forced) {
-      const Cut cut = kth(team, key, count, room.taken, n - forced, room.bins);
-      // Ties are counted from the lowest block on: by one warp.
-      const int warps = cut.ties < 0 ? T::kWarps : 1;
-      int seen = 0;
-      for (int i = team.warp; i < words && team.warp < warps; i += warps) {
-        const int j = 32 * i + team.lane;
-        const uint32_t mask = room.taken[i];
-        const bool there = j < count && !(mask >> team.lane & 1);
-        const uint32_t take = within(cut, there ? key[j] : 0, there, team.lane, seen);
-        if (team.lane == 0) room.taken[i] = mask | take;
-      }
-      team.sync();
+    force(a, team, own, count, [&](int j) { key[j] = 0xffffffffu; });  // before all scores
+    team.sync();
+    Cut cut;
+    if (n < count) cut = kth(team, key, count, n, room.bins);
+    // Ties are counted from the lowest block on: by one warp.
+    const int warps = cut.ties < 0 ? T::kWarps : 1;
+    int seen = 0;
+#pragma unroll 4
+    for (int i = team.warp; i < words && team.warp < warps; i += warps) {
+      const int j = 32 * i + team.lane;
+      const uint32_t take = within(cut, j < count ? key[j] : 0, j < count, team.lane, seen);
+      if (team.lane == 0) room.taken[i] = take;
     }
-  } else if (n > forced) {
+    team.sync();
+  } else {
+    force(a, team, own, count, [&](int j) { atomicOr(&room.taken[j >> 5], 1u << (j & 31)); });
+    team.sync();
+    const int forced = team.count(room.taken, words);
     for (int i = team.rank; i < words; i += T::kSize) room.forced[i] = room.taken[i];
     const int pool = static_cast<int>(pool_size(a, count));
     Cut cut;
-    if (pool < count) cut = kth(team, key, count, nullptr, pool, room.bins);
+    if (pool < count) cut = kth(team, key, count, pool, room.bins);
     if (team.warp == 0) {
       int place = 0, seen = 0;
       for (int i = 0; i < words; ++i) {

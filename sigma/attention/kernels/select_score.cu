@@ -237,9 +237,6 @@ cudaError_t select_blocks_gpu(const SelectBlocksGpu& a, cudaStream_t stream) {
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (error == cudaSuccess && !a.lse_given && a.windows > 0) error = window_lse_gpu(a, stream);
-  if (error == cudaSuccess && a.strategy != SelectStrategy::kTopN)
-    error = block_distances_gpu(a, stream);
   if (error != cudaSuccess) return error;
   return with_type(a, [&](auto zero, auto width) {
     using T = decltype(zero);
@@ -247,10 +244,14 @@ cudaError_t select_blocks_gpu(const SelectBlocksGpu& a, cudaStream_t stream) {
     const int64_t row_bytes = kD * static_cast<int64_t>(sizeof(T));
     const ScorePlan s = score_plan(a, row_bytes, limit, sizeof(T) == 2 ? 256 : 64);
     if (s.bytes == 0) return cudaErrorInvalidValue;
+    cudaError_t error = cudaSuccess;
+    if (!a.lse_given && a.windows > 0) error = window_lse_gpu(a, stream);
+    if (error == cudaSuccess && a.strategy != SelectStrategy::kTopN)
+      error = block_distances_gpu(a, stream);
+    if (error != cudaSuccess) return error;
     const auto kernel = tiles ? score_kernel<T, kD, true> : score_kernel<T, kD, false>;
-    const cudaError_t set =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, s.bytes);
-    if (set != cudaSuccess) return set;
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, s.bytes);
+    if (error != cudaSuccess) return error;
     const int64_t per = tiles ? 1 : s.queries;
     const dim3 grid(static_cast<unsigned>((a.R + per - 1) / per), static_cast<unsigned>(a.B * a.G));
     kernel<<<grid, kThreads, static_cast<size_t>(s.bytes), stream>>>(a, s);

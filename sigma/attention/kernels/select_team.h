@@ -16,9 +16,10 @@ struct TeamRoom {
   uint32_t* taken;   // [ceil(W/32)] a bit a block: in the list
   uint32_t* forced;  // [ceil(W/32)]
   // dart, max_min:
-  int32_t* pool;  // [pool] blocks that may be picked, ascending
+  int32_t* pool;  // [pool] blocks, ascending; those that may not be picked (any more) as ~block
   float* apart;   // [pool] distance to the nearest chosen block, or to a pivot
-  double* total;  // [pool] max_min: alpha log p + log apart. dart: int32 pivots[2][n]
+  double* score;  // [pool] max_min: alpha log p
+  double* total;  // [pool] score + log apart. dart: int32 pivots[2][n]
 };
 
 /// The pool of a row with `count` candidates.
@@ -32,7 +33,7 @@ __host__ __device__ inline int64_t mask_words(int64_t W) { return (W + 31) / 32;
 /// Bytes of a TeamRoom, a multiple of 16.
 __host__ __device__ inline int64_t team_bytes(const SelectBlocksGpu& a) {
   const int64_t pool = a.strategy == SelectStrategy::kTopN ? 0 : pool_size(a, a.W);
-  return (1024 + 2 * mask_words(a.W) * 4 + pool * 16 + 15 + 8) / 16 * 16;
+  return (1024 + 2 * mask_words(a.W) * 4 + pool * 24 + 23) / 16 * 16;
 }
 
 #ifdef __CUDACC__
@@ -42,7 +43,8 @@ __device__ inline TeamRoom team_room(const SelectBlocksGpu& a, unsigned char* me
   const int64_t words = mask_words(a.W);
   TeamRoom room;
   room.total = reinterpret_cast<double*>(memory);  // first: aligned to 16
-  room.apart = reinterpret_cast<float*>(room.total + pool);
+  room.score = room.total + pool;
+  room.apart = reinterpret_cast<float*>(room.score + pool);
   room.pool = reinterpret_cast<int32_t*>(room.apart + pool);
   room.bins = reinterpret_cast<uint32_t*>(room.pool + pool);
   room.taken = room.bins + 256;
@@ -122,20 +124,32 @@ struct Cut {
   int ties = -1;  // -1: all of them
 };
 
-/// The k-th highest of `count` keys (of those not in `skip`, if given), 0 < k <= their number: four
-/// digits of 8 bits, the highest first; a histogram says in which bin it is.
+/// Calls f(j, key[j]) for all j < count; eight keys are on their way at once.
+template <class T, class F>
+__device__ void for_keys(const T& team, const uint32_t* key, int count, F f) {
+  for (int j0 = team.rank; j0 < count; j0 += 8 * T::kSize) {
+    uint32_t x[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = j0 + i * T::kSize < count ? key[j0 + i * T::kSize] : 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (j0 + i * T::kSize < count) f(j0 + i * T::kSize, x[i]);
+    }
+  }
+}
+
+/// The k-th highest of `count` keys, 0 < k <= count: four digits of 8 bits, the highest first; a
+/// histogram says in which bin it is.
 template <class T>
-__device__ Cut kth(const T& team, const uint32_t* key, int count, const uint32_t* skip, int k,
-                   uint32_t* bins) {
+__device__ Cut kth(const T& team, const uint32_t* key, int count, int k, uint32_t* bins) {
   uint32_t found = 0;  // the digits so far
   uint32_t known = 0;  // which bits they are
   for (int shift = 24; shift >= 0; shift -= 8) {
     for (int i = team.rank; i < 256; i += T::kSize) bins[i] = 0;
     team.sync();
-    for (int j = team.rank; j < count; j += T::kSize) {
-      if ((key[j] & known) == found && !(skip && bit(skip, j)))
-        atomicAdd(&bins[key[j] >> shift & 255], 1u);
-    }
+    for_keys(team, key, count, [&](int, uint32_t x) {
+      if ((x & known) == found) atomicAdd(&bins[x >> shift & 255], 1u);
+    });
     team.sync();
     // Every warp looks on its own. Lane l: bins 255 - 8l down to 248 - 8l.
     int mine[8];
