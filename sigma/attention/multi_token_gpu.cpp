@@ -26,6 +26,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr int64_t kMapBytes = int64_t{256} << 20;  // of one kind of score maps at a time
+constexpr int64_t kMostMixed = 4;                  // heads: each makes the scores of all again
 
 void check(cudaError_t status) {
   SIGMA_CHECK(kDevice, status == cudaSuccess, "multi_token_attention: {}",
@@ -93,11 +94,12 @@ class Hopper : public torch::autograd::Function<Hopper> {
     shift.dot = delta.data_ptr<float>();
     check(kernels::shift_dot(shift, stream));
 
-    // Some heads at a time, or of one head some keys.
+    // Some heads at a time, and of long sequences some keys.
     const int64_t heads = q.size(0) * q.size(1), N = q.size(2);
-    const int64_t run =
-        std::clamp(kMapBytes / (2 * N * kernels::map_columns(N)), int64_t{1}, heads);
-    const int64_t strip = std::min(N, std::max(int64_t{128}, kMapBytes / (2 * N) / 128 * 128));
+    const int64_t whole = kMapBytes / (2 * N * kernels::map_columns(N));
+    const int64_t run = std::min(std::max(whole, int64_t{8}), heads);
+    const int64_t strip =
+        std::min(N, std::max(int64_t{128}, kMapBytes / (2 * N * run) / 128 * 128));
     const auto buffer = [&](int64_t a, int64_t rows) {
       return torch::empty({run, a, N, rows}, q.options());
     };
@@ -224,22 +226,47 @@ bool hopper(const Tensor& x) {
   return x.is_cuda() && at::cuda::getDeviceProperties(x.device().index())->major == 9;
 }
 
+// Heads that mix afterwards: each head's scores on the values of each head of its group.
+AttentionOutput mixed_after(const MultiTokenInput& in) {
+  const int64_t groups = in.after.mix.size(0), c = in.after.mix.size(1);
+  // [B, group, from, values of, N, D], as heads.
+  const auto scores = [&](const Tensor& x, int64_t axis) {
+    std::vector<int64_t> sizes(static_cast<size_t>(x.dim()) + 2, -1);
+    sizes[static_cast<size_t>(axis) + 2] = c;
+    return x.unflatten(axis, {groups, c, 1}).expand(sizes).flatten(axis, axis + 2);
+  };
+  MultiTokenInput wide = in;
+  wide.after.mix = Tensor();
+  wide.q = scores(in.q, 1);
+  wide.k = scores(in.k, 1);
+  wide.v = in.v.unflatten(1, {groups, 1, c}).expand({-1, -1, c, -1, -1, -1}).flatten(1, 3);
+  for (ScoreMixing* m : {&wide.before, &wide.after})
+    if (m->kernel.defined()) m->kernel = scores(m->kernel, 0);
+  const AttentionOutput all = multi_token_gpu(wide);
+  const Tensor mix = in.after.mix.to(all.out.scalar_type());
+  return {.out = torch::einsum("gts,bgstnd->bgtnd", {mix, all.out.unflatten(1, {groups, c, c})})
+                     .flatten(1, 2),
+          .lse = all.lse.unflatten(1, {groups * c, c}).select(2, 0)};
+}
+
 }  // namespace
 
 bool takes_multi_token_gpu(const MultiTokenInput& in) {
   const auto side = [](const ScoreMixing& m) {
-    return !m.mix.defined() && (!m.kernel.defined() || (neighbours(m.queries) && kernels_take(m)));
+    return !m.kernel.defined() || (neighbours(m.queries) && kernels_take(m));
   };
+  const int64_t mixed = in.after.mix.defined() ? in.after.mix.size(1) : 1;
   const bool type = in.q.scalar_type() == torch::kHalf || in.q.scalar_type() == torch::kBFloat16;
   return hopper(in.q) && type && in.k.scalar_type() == in.q.scalar_type() &&
          in.v.scalar_type() == in.q.scalar_type() && in.q.numel() > 0 && in.q.size(3) == 64 &&
-         in.v.size(3) == 64 && in.q.size(0) * in.q.size(1) < 65536 &&
-         in.layout.pattern == Pattern::kFull && !in.key_valid.defined() &&
-         in.layout.grid.frames * in.layout.grid.height == 1 &&
+         in.v.size(3) == 64 && in.q.size(0) * in.q.size(1) * mixed < 65536 &&
+         !in.before.mix.defined() && mixed <= kMostMixed && in.layout.pattern == Pattern::kFull &&
+         !in.key_valid.defined() && in.layout.grid.frames * in.layout.grid.height == 1 &&
          in.layout.before + in.layout.after == 0 && side(in.before) && side(in.after);
 }
 
 AttentionOutput multi_token_gpu(const MultiTokenInput& in) {
+  if (in.after.mix.defined()) return mixed_after(in);
   auto saved = c10::make_intrusive<Saved>();
   saved->before = with_kernel(in.before, in.q);
   saved->after = with_kernel(in.after, in.q);

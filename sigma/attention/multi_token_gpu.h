@@ -7,7 +7,8 @@
 namespace sigma {
 
 /// Hopper; full attention on a sequence, 16-bit elements, heads of 64 channels, up to 6 neighbouring
-/// query steps, heads that do not mix.
+/// query steps; no mix before the softmax, and at most 4 heads to a mix after it (their scores are
+/// made once for each).
 bool takes_multi_token_gpu(const MultiTokenInput& input);
 /// out [B,H,N,D] and lse [B,H,N]. The backward keeps |a'| N D values a head, and score maps of some
 /// heads at a time.
