@@ -33,7 +33,8 @@ __global__ void __launch_bounds__(kThreads, 3) lse_kernel(const SelectBlocksGpu 
   const int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
   const int64_t first = (gridDim.x - 1 - blockIdx.x) * static_cast<int64_t>(kQueries);
   const int64_t head = blockIdx.y;  // b H + h
-  const int64_t pair = head / a.H * a.G + head % a.H / (a.H / a.G);
+  const unsigned H = static_cast<unsigned>(a.H), G = static_cast<unsigned>(a.G);
+  const int64_t pair = blockIdx.y / H * G + blockIdx.y % H / (H / G);
   const T* ck = static_cast<const T*>(a.ck) + pair * a.windows * a.D;
   const int64_t last = min(first + kQueries, a.N) - 1;
   const int64_t windows = a.seen ? a.seen[last] : a.windows;

@@ -67,8 +67,9 @@ __global__ void __launch_bounds__(kThreads, kD <= 64 && kTiles && sizeof(T) == 2
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
   const int64_t pair = blockIdx.y;
-  const int M = static_cast<int>(a.H / a.G);
-  const int64_t first_head = pair / a.G * a.H + pair % a.G * M;  // of [B H]
+  const int M = static_cast<int>(a.H) / static_cast<int>(a.G);
+  const unsigned G = static_cast<unsigned>(a.G);
+  const int64_t first_head = blockIdx.y / G * a.H + blockIdx.y % G * M;  // of [B H]
   const T* ck = static_cast<const T*>(a.ck) + pair * a.windows * a.D;
 
   // Later rows see more: they begin first.
