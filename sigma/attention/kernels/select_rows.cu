@@ -15,10 +15,11 @@ __global__ void __launch_bounds__(kThreads)
   const Team<kThreads> team;
   const TeamRoom room = team_room(a, memory);
   float* row_scores = reinterpret_cast<float*>(memory + team_bytes(a));
-  const int64_t i = blockIdx.x;
-  for (int64_t j = team.rank; j < a.W; j += kThreads) row_scores[j] = scores[i * a.W + j];
+  const int64_t row = blockIdx.x, pair = blockIdx.y;
+  const float* from = scores + (pair * a.R + row) * a.W;
+  for (int j = team.rank; j < a.W; j += kThreads) row_scores[j] = from[j];
   team.sync();
-  choose_row(a, team, room, row_scores, i / a.R, i % a.R);
+  choose_row(a, team, room, row_scores, pair, row);
 }
 
 __device__ double dot(const float* x, const float* y, int64_t D) {
@@ -62,9 +63,8 @@ cudaError_t block_distances_gpu(const SelectBlocksGpu& a, cudaStream_t stream) {
 }
 
 cudaError_t select_rows_gpu(const SelectBlocksGpu& a, const float* scores, cudaStream_t stream) {
-  const int64_t rows = a.B * a.G * a.R;
-  if (rows * a.W == 0) return cudaSuccess;
-  if (rows >= int64_t{1} << 31 || a.n < 1) return cudaErrorInvalidValue;
+  if (a.B * a.G * a.R * a.W == 0) return cudaSuccess;
+  if (a.R >= int64_t{1} << 31 || a.B * a.G > 65535 || a.n < 1) return cudaErrorInvalidValue;
   if (a.strategy != SelectStrategy::kTopN) {
     const cudaError_t error = block_distances_gpu(a, stream);
     if (error != cudaSuccess) return error;
@@ -76,8 +76,8 @@ cudaError_t select_rows_gpu(const SelectBlocksGpu& a, const float* scores, cudaS
     cudaGetLastError();  // more than there is
     return error;
   }
-  select_kernel<<<static_cast<unsigned>(rows), kThreads, static_cast<size_t>(bytes), stream>>>(
-      a, scores);
+  const dim3 grid(static_cast<unsigned>(a.R), static_cast<unsigned>(a.B * a.G));
+  select_kernel<<<grid, kThreads, static_cast<size_t>(bytes), stream>>>(a, scores);
   return cudaGetLastError();
 }
 
