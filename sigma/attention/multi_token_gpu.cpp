@@ -25,8 +25,10 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kMapBytes = int64_t{256} << 20;  // of one kind of score maps at a time
-constexpr int64_t kMostMixed = 4;                  // heads: each makes the scores of all again
+// Of one kind of score maps at a time: this, or of long sequences so much a token.
+constexpr int64_t kMapBytes = int64_t{256} << 20;
+constexpr int64_t kMapBytesToken = int64_t{16} << 10;
+constexpr int64_t kMostMixed = 4;  // heads: each makes the scores of all again
 
 void check(cudaError_t status) {
   SIGMA_CHECK(kDevice, status == cudaSuccess, "multi_token_attention: {}",
@@ -96,10 +98,10 @@ class Hopper : public torch::autograd::Function<Hopper> {
 
     // Some heads at a time, and of long sequences some keys.
     const int64_t heads = q.size(0) * q.size(1), N = q.size(2);
-    const int64_t whole = kMapBytes / (2 * N * kernels::map_columns(N));
+    const int64_t room = std::max(kMapBytes, kMapBytesToken * N) / 2;
+    const int64_t whole = room / (N * kernels::map_columns(N));
     const int64_t run = std::min(std::max(whole, int64_t{8}), heads);
-    const int64_t strip =
-        std::min(N, std::max(int64_t{128}, kMapBytes / (2 * N * run) / 128 * 128));
+    const int64_t strip = std::min(N, std::max(int64_t{128}, room / (N * run) / 128 * 128));
     const auto buffer = [&](int64_t a, int64_t rows) {
       return torch::empty({run, a, N, rows}, q.options());
     };

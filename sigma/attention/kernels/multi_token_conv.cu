@@ -5,13 +5,14 @@
 #include <cuda_fp16.h>
 
 #include "sigma/attention/kernels/multi_token_conv.h"
+#include "sigma/attention/kernels/multi_token_line.h"
 
 namespace sigma::kernels {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChunk = 6;  // query steps a thread sums at once
-constexpr int kRows = 64;  // tokens of a block's part of the gradient of w
+constexpr int kChunk = 6;      // query steps a thread sums at once
+constexpr int kTapsPart = 64;  // tokens of a block's part of the gradient of w
 constexpr int kTapThreads = 384;
 
 __device__ void load8(float (&to)[8], const float* x) {
@@ -84,12 +85,6 @@ struct Place {
   }
 };
 
-// Where wide[head, r, n] lies.
-__device__ int64_t wide_at(const WideConvolution& c, int64_t head, int r, int n) {
-  const int64_t N = c.grid.tokens();
-  return (c.by_token ? (head * N + n) * c.R + r : (head * c.R + r) * N + n) * c.D;
-}
-
 // Grid (tokens, heads, chunks of query steps).
 template <class T>
 __global__ void __launch_bounds__(kThreads) convolve_kernel(const WideConvolution c) {
@@ -107,11 +102,11 @@ __global__ void __launch_bounds__(kThreads) convolve_kernel(const WideConvolutio
   const Place place(c.grid, n);
   const T* x = static_cast<const T*>(c.x) + bh * N * c.D + d;
   float sum[kChunk][8] = {};
-#pragma unroll 4
   for (int b = 0; b < taps; ++b) {
     const int from = place.back(c.grid, c.keys, b, c.sign);
+    if (from < 0) continue;
     float value[8];
-    load8_or_0(value, x + int64_t(from) * c.D, from >= 0);
+    load8(value, x + int64_t(from) * c.D);
 #pragma unroll
     for (int r = 0; r < kChunk; ++r)
 #pragma unroll
@@ -154,14 +149,14 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(const WideConvolutio
   store8(static_cast<T*>(c.gx) + (bh * N + n) * c.D + d, sum);
 }
 
-// Partial gradients of w: grid (parts of kRows tokens, heads, chunks of query steps); a warp takes
+// Partial gradients of w: grid (parts of kTapsPart tokens, heads, chunks of query steps); a warp takes
 // every 12th key step, its lanes the tokens and channels. scratch [B * H,part,R,b].
 template <class T>
 __global__ void __launch_bounds__(kTapThreads) taps_kernel(const WideConvolution c) {
   const int units = int(c.D / 8), N = c.grid.tokens(), taps = c.keys.count;
   const int64_t bh = blockIdx.y;
   const int r0 = blockIdx.z * kChunk, lane = threadIdx.x % 32;
-  const int first = blockIdx.x * kRows, rows = min(kRows, N - first);
+  const int first = blockIdx.x * kTapsPart, rows = min(kTapsPart, N - first);
   const T* x = static_cast<const T*>(c.x) + bh * N * c.D;
   const T* wide = static_cast<const T*>(c.gwide);
   for (int b = threadIdx.x / 32; b < taps; b += kTapThreads / 32) {
@@ -253,7 +248,7 @@ __global__ void __launch_bounds__(kThreads) shift_dot_kernel(const WideShift s) 
   if (n < N && threadIdx.x % 8 == 0) s.dot[bh * N + n] = sum;
 }
 
-int64_t parts_of(const WideConvolution& c) { return (c.grid.tokens() + kRows - 1) / kRows; }
+int64_t parts_of(const WideConvolution& c) { return (c.grid.tokens() + kTapsPart - 1) / kTapsPart; }
 int blocks(const TokenGrid& grid, int64_t D) {
   return int((grid.tokens() * (D / 8) + kThreads - 1) / kThreads);
 }
@@ -272,6 +267,7 @@ int64_t convolve_scratch(const WideConvolution& c) {
 }
 
 cudaError_t convolve(const WideConvolution& c, cudaStream_t stream) {
+  if (takes_line(c)) return line_convolve(c, stream);
   const dim3 grid(blocks(c.grid, c.D), unsigned(c.heads), (c.R + kChunk - 1) / kChunk);
   const size_t bytes = size_t(c.keys.count) * kChunk * sizeof(float);
   return by_element(c.element, [&](auto t) {
@@ -280,6 +276,7 @@ cudaError_t convolve(const WideConvolution& c, cudaStream_t stream) {
 }
 
 cudaError_t convolve_back(const WideConvolution& c, cudaStream_t stream) {
+  if (takes_line(c)) return line_convolve_back(c, stream);
   const unsigned chunks = (c.R + kChunk - 1) / kChunk, parts = unsigned(parts_of(c));
   const size_t bytes = size_t(c.R) * c.keys.count * sizeof(float);
   return by_element(c.element, [&](auto t) {

@@ -33,6 +33,12 @@ struct Side {
   int first_key;
 };
 
+// One of the two gradients.
+struct Job {
+  CUtensorMap map, x, to;
+  Side side;
+};
+
 // Half the steps (made even) of 64 keys: the columns of one matrix instruction.
 template <class T, int half>
 __device__ void consume(Shared& s, const CUtensorMap* to, const Side& side, int64_t N, int key,
@@ -87,14 +93,14 @@ __device__ void consume(Shared& s, const CUtensorMap* to, const Side& side, int6
   }
 }
 
-// Grid (keys by 128, heads); keys count from the strip's first.
+// Grid (keys by 128, heads, jobs); keys count from the strip's first.
 template <class T, int half>
 __global__ void __launch_bounds__(kThreads, 1)
-    keys_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ CUtensorMap x,
-                const __grid_constant__ CUtensorMap to, const Side side, const int64_t N) {
+    keys_kernel(const __grid_constant__ Job one, const __grid_constant__ Job two, const int64_t N) {
   extern __shared__ __align__(1024) char memory[];
   Shared& s = *reinterpret_cast<Shared*>(memory);
   const int key = blockIdx.x * 128, head = blockIdx.y, group = threadIdx.x / 128;
+  const Job& job = blockIdx.z == 0 ? one : two;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kSlots; ++i) {
       barrier_init(&s.full[i], 1);
@@ -111,47 +117,57 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int at = t % kSlots;
       barrier_wait(&s.empty[at], (t / kSlots & 1) ^ 1);
       barrier_expect(&s.full[at], sizeof(s.slot[at]));
-      tma_load(s.slot[at].map[0], &map, &s.full[at], key, t * 64, head);
-      tma_load(s.slot[at].map[1], &map, &s.full[at], key + 64, t * 64, head);
-      tma_load(s.slot[at].x, &x, &s.full[at], 0, t * 64 + side.first, head);
+      tma_load(s.slot[at].map[0], &job.map, &s.full[at], key, t * 64, head);
+      tma_load(s.slot[at].map[1], &job.map, &s.full[at], key + 64, t * 64, head);
+      tma_load(s.slot[at].x, &job.x, &s.full[at], 0, t * 64 + job.side.first, head);
     }
   } else {
     more_registers<240>();
-    consume<T, half>(s, &to, side, N, key, head, group - 1);
+    consume<T, half>(s, &job.to, job.side, N, key, head, group - 1);
   }
 }
 
 template <class T, int half>
-cudaError_t launch(const WideAttentionGrad& a, const void* map, const void* x, void* to,
-                   const Side& side, cudaStream_t stream) {
-  CUtensorMap maps, xs, tos;
+cudaError_t launch(const WideAttentionGrad& a, const Job& one, const Job& two, int jobs,
+                   cudaStream_t stream) {
   const auto kernel = keys_kernel<T, half>;
-  for (const cudaError_t error :
-       {tensor_map(&maps, map, a.half, map_columns(a.keys), a.N, a.heads, 64, 1),
-        tensor_map(&xs, x, a.half, 64, a.N, a.heads, kRows, 1),
-        tensor_map(&tos, to, a.half, 64, a.N, a.heads * side.steps, 64, 1),
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared))})
-    if (error != cudaSuccess) return error;
-  const dim3 grid(unsigned((a.keys + 127) / 128), unsigned(a.heads));
-  kernel<<<grid, kThreads, sizeof(Shared), stream>>>(maps, xs, tos, side, a.N);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
+  if (error != cudaSuccess) return error;
+  const dim3 grid(unsigned((a.keys + 127) / 128), unsigned(a.heads), unsigned(jobs));
+  kernel<<<grid, kThreads, sizeof(Shared), stream>>>(one, two, a.N);
   return cudaGetLastError();
 }
 
 template <class T>
-cudaError_t by_steps(const WideAttentionGrad& a, const void* map, const void* x, void* to,
-                     const Side& side, cudaStream_t stream) {
-  if (side.steps <= 2) return launch<T, 1>(a, map, x, to, side, stream);
-  if (side.steps <= 4) return launch<T, 2>(a, map, x, to, side, stream);
-  return launch<T, 3>(a, map, x, to, side, stream);
+cudaError_t by_steps(const WideAttentionGrad& a, const Job& one, const Job& two, int jobs,
+                     cudaStream_t stream) {
+  if (one.side.steps <= 2) return launch<T, 1>(a, one, two, jobs, stream);
+  if (one.side.steps <= 4) return launch<T, 2>(a, one, two, jobs, stream);
+  return launch<T, 3>(a, one, two, jobs, stream);
 }
 
+cudaError_t make(Job& job, const WideAttentionGrad& a, const void* map, const void* x, void* to) {
+  for (const cudaError_t error :
+       {tensor_map(&job.map, map, a.half, map_columns(a.keys), a.N, a.heads, 64, 1),
+        tensor_map(&job.x, x, a.half, 64, a.N, a.heads, kRows, 1),
+        tensor_map(&job.to, to, a.half, 64, a.N, a.heads * job.side.steps, 64, 1)})
+    if (error != cudaSuccess) return error;
+  return cudaSuccess;
+}
+
+// Both in one launch, if they are as wide.
 template <class T>
 cudaError_t both(const WideAttentionGrad& a, cudaStream_t stream) {
-  const Side keys{-a.before_first - (a.before - 1), a.before, true, a.scale, int(a.first_key)};
-  const Side values{a.after_first, a.after, false, 1, int(a.first_key)};
-  const cudaError_t error = by_steps<T>(a, a.grad, a.q, a.gkhat, keys, stream);
+  Job keys{}, values{};
+  keys.side = {-a.before_first - (a.before - 1), a.before, true, a.scale, int(a.first_key)};
+  values.side = {a.after_first, a.after, false, 1, int(a.first_key)};
+  cudaError_t error = make(keys, a, a.grad, a.q, a.gkhat);
+  if (error == cudaSuccess) error = make(values, a, a.prob, a.grad_out, a.gvhat);
   if (error != cudaSuccess) return error;
-  return by_steps<T>(a, a.prob, a.grad_out, a.gvhat, values, stream);
+  if ((a.before + 1) / 2 == (a.after + 1) / 2) return by_steps<T>(a, keys, values, 2, stream);
+  error = by_steps<T>(a, keys, keys, 1, stream);
+  return error != cudaSuccess ? error : by_steps<T>(a, values, values, 1, stream);
 }
 
 }  // namespace
