@@ -105,6 +105,15 @@ __device__ inline void fence_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// True in one thread of the warp, always the same one; the whole warp calls it. Unlike a comparison
+// of threadIdx, it lets the compiler see that what follows runs in one thread alone.
+__device__ inline bool elect() {
+  uint32_t chosen;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}\n"
+               : "=r"(chosen));
+  return chosen;
+}
+
 // ---- the copy engine ----------------------------------------------------------------------------
 
 // One box, whose first element is (outer, row, element), to shared memory (128-byte aligned, with
@@ -144,10 +153,10 @@ __device__ inline uint64_t descriptor(uint32_t address, uint32_t panel) {
 }
 // Step s of 16, tiles of `rows` rows.
 __device__ inline uint64_t k_major(uint32_t tile, int s, int rows = 64) {
-  return descriptor(tile + (s / 4) * rows * 128 + (s % 4) * 32, 16);
+  return descriptor(tile, 16) + (((s / 4) * rows * 128 + (s % 4) * 32) >> 4);
 }
 __device__ inline uint64_t mn_major(uint32_t tile, int s, int rows = 64) {
-  return descriptor(tile + s * 2048, rows * 128);
+  return descriptor(tile, rows * 128) + (s * 2048 >> 4);
 }
 
 // Before the first wgmma of a group, if registers it reads or adds to were written since.
