@@ -87,36 +87,30 @@ __global__ void __launch_bounds__(128, kCtas<D>)
     barrier_init_fence();
     s.first_key = w.key_first[piece];
     s.keys = w.key_first[piece + 1] - s.first_key;
+    s.queue.begin = bg * w.C * w.cap + w.col_start[bg * (w.P + 1) + piece];
+    s.queue.first = task.first, s.queue.last = task.last;
+    s.queue.bh = int(bg * (a.H / a.G));
     barrier_expect(&s.loaded, 2 * 64 * D * 2);
     tma_load_tile<D>(s.key_value[0], &k_map, &s.loaded, s.first_key, int(bg));
     tma_load_tile<D>(s.key_value[1], &v_map, &s.loaded, s.first_key, int(bg));
   }
+  __syncthreads();
   const int slots = 64 / w.heads;
-  Rows<D, gather> rows{s.queue, a, w, work.stats};
-  rows.begin = bg * w.C * w.cap + w.col_start[bg * (w.P + 1) + piece];
-  rows.first = task.first, rows.last = task.last;
-  rows.bh = int(bg * (a.H / a.G));
-  rows.slots = gather ? slots : 1;
+  Rows<D, gather> rows{s.queue, a, w, work.stats, gather ? slots : 1};
   rows.start();
   __syncthreads();
   // The queue's next item goes to a stage. All threads.
-  const auto fill = [&] {
-    if (!rows.low()) return;
-    __syncthreads();  // nobody reads the queue
-    if (threadIdx.x < 32) rows.fill();
-    __syncthreads();
-    rows.filled();
-  };
   const auto fetch = [&](int stage) {
     return rows.fetch(s.stage[stage], s.facts[stage], &s.full[stage], &q_map, &grad_out_map);
   };
   int count[kStages];  // of the items under way
 #pragma unroll
   for (int i = 0; i + 1 < kStages; ++i) {
-    fill();
+    rows.fill();
+    __syncthreads();
     count[i] = fetch(i);
   }
-  fill();
+  rows.fill();
 
   const float by = a.scale * kLog2e;
   float dk[D / 2] = {}, dv[D / 2] = {}, p[32] = {}, dp[32] = {};
@@ -158,9 +152,14 @@ __global__ void __launch_bounds__(128, kCtas<D>)
     wgmma_fence();
     product(p, k, k_held, q);
     product(dp, v, v_held, o);
+#ifndef NORUNON
+    wgmma_wait<1>();
+    pin(p), pin(dk), pin(dv);
+    __syncthreads();
+#endif
     // Meanwhile: the item after this one, the queue, and whether any query's chunk is masked.
     count[kStages - 1] = fetch(stage == 0 ? kStages - 1 : stage - 1);
-    fill();
+    rows.fill();
     const int query0 = facts.query[lane], query1 = facts.query[lane + 32];
     const bool masked =
         __any_sync(~0u, (query0 >= 0 && query0 & kMasked) || (query1 >= 0 && query1 & kMasked));
@@ -175,7 +174,8 @@ __global__ void __launch_bounds__(128, kCtas<D>)
       p[4 * j + 2] = exp2_fast(fmaf(p[4 * j + 2], by, -x.x));
       p[4 * j + 3] = exp2_fast(fmaf(p[4 * j + 3], by, -x.z));
     }
-    if (masked) hide(p, facts, slots, a, bg / w.G, s.first_key, s.keys);
+    if (masked && (a.rank_q || a.key_valid))
+      hide(p, facts, slots, a, bg / w.G, s.first_key, s.keys);
     uint32_t operand[4][4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) pack_operand<T>(operand[i], p, i), pin(operand[i]);
@@ -202,14 +202,23 @@ __global__ void __launch_bounds__(128, kCtas<D>)
 #pragma unroll
     for (int i = 0; i < 4; ++i) wgmma<T, true>(dk, ds[i], mn_major(q, i));
     wgmma_commit();
+#ifndef NORUNON
+    wgmma_wait<1>();
+    pin(dv);
+#else
     wgmma_wait<0>();
     pin(dk), pin(dv);
+#endif
     arrived();
 #pragma unroll
     for (int i = 0; i + 1 < kStages; ++i) count[i] = count[i + 1];
     if (++stage == kStages) stage = 0, ++round;
   }
 
+#ifndef NORUNON
+  wgmma_wait<0>();
+  pin(dk), pin(dv);
+#endif
   // Rows r and r + 8, columns 8j + 2 (lane % 4) and the next one.
 #pragma unroll
   for (int half = 0; half < 2; ++half) {

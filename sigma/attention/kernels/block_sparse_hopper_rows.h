@@ -8,8 +8,8 @@
 // Row r of an item is head r / slots and token r % slots of it. Missing tokens' rows are zero in
 // the second case, and have lse +inf in the first, so they add nothing.
 //
-// A queue in shared memory holds the next tokens (chunks): the first warp reads 32 entries of the
-// column at a time, counts their tokens and writes them behind one another.
+// A queue in shared memory holds the next tokens (chunks): 32 entries of the column are read at a
+// time, their tokens counted and written behind one another.
 #pragma once
 
 #include "sigma/attention/kernels/block_sparse_hopper_grad.h"
@@ -20,10 +20,13 @@ namespace sigma::kernels::hopper {
 // The state that all threads share.
 template <bool gather>
 struct RowQueue {
+  // The column's first entry, the task's entries from there (taken from the last to the first, see
+  // below); b H + the group's first head. Here to save registers.
+  int64_t begin;
+  int32_t first, last, bh;
   int2 place[64];  // of row r: its head times Nq, and its token of the item
   // Queries, perhaps | kMasked; a chunk: its first, and after it how many.
-  int32_t at[gather ? 64 + 32 * 64 : 2 * (1 + 32)];
-  int32_t queued, drained, head;
+  int32_t at[gather ? 64 + 32 * 64 : 2 * 32];
 };
 
 // 16 bytes, or 8, from global to shared memory; zeros if not `real`.
@@ -59,24 +62,22 @@ struct Rows {
   const BlockSparseGpu& a;
   const BlockWalk& w;
   const float2* stats;
-  int64_t begin;    // the column's first entry
-  int first, last;  // the task's entries; taken from the last to the first (see below)
-  int bh;           // b H + the group's first head
-  int slots;        // tokens an item, 1 chunk
-  // The first warp alone: the next entry, and of each lane that of the 32 from there.
-  int from = 0, head = 0;  // entries read, the heads' first
+  int slots;  // tokens an item, 1 chunk
+  // All threads alike: entries read, their heads' first; the queue's head and end; its heads' first;
+  // nothing comes any more.
+  int from = 0, head = 0, at = 0, queued = 0, item_head = 0;
+  bool drained = false;
+  // Of each lane one of the next 32 entries, in every warp the same.
   int32_t next = -1;
   uint64_t next_chose = 0;
-  // All threads alike: the queue's head and end; the heads' first; nothing comes any more.
-  int at = 0, queued = 0, item_head = 0;
-  bool drained = false;
 
   // From the last entry to the first: all columns of causal lists end with the last queries, so
   // CTAs that run together read about the same rows, and these come from the L2 cache.
   __device__ void read_ahead() {
-    const int e = last - 1 - from - threadIdx.x;
-    next = e >= first ? w.col_chunk[begin + e] : -1;
-    next_chose = gather && e >= first ? (w.col_chose ? w.col_chose[begin + e] : ~0ull) : 0;
+    const int e = queue.last - 1 - from - int(threadIdx.x % 32);
+    next = e >= queue.first ? w.col_chunk[queue.begin + e] : -1;
+    next_chose =
+        gather && e >= queue.first ? (w.col_chose ? w.col_chose[queue.begin + e] : ~0ull) : 0;
   }
 
   __device__ void start() {
@@ -85,29 +86,24 @@ struct Rows {
       const int token = threadIdx.x % (gather ? slots : w.tokens);
       queue.place[threadIdx.x] = make_int2(h * int(a.Nq), h < w.heads ? token : 1 << 20);
     }
-    drained = first == last;
-    if (threadIdx.x < 32) read_ahead();
+    drained = queue.first == queue.last;
+    read_ahead();
   }
 
-  // Is the queue too short for an item? Then the first warp fills it (`fill`), and after a barrier
-  // all threads take note (`filled`).
-  __device__ bool low() const { return queued - at < (gather ? slots : 1) && !drained; }
-
+  // Before the next item is fetched, and with a barrier behind: at least an item in the queue, if
+  // so many are left. All warps read the entries and count; each writes some entries' tokens.
   __device__ void fill() {
-    constexpr int kWords = gather ? 1 : 2;  // of the queue, for a token (chunk)
-    const int lane = threadIdx.x, M = int(a.H / a.G);
+    if (queued - at >= slots || drained) return;
+    const int t = threadIdx.x, lane = t % 32, M = int(a.H / a.G);
     int left = queued - at;
-    if (at > 0 && left > 0) {  // what is left (less than an item) moves to the front
-      const int x = lane < left ? queue.at[at + lane] : 0;
-      const int y = lane + 32 < left ? queue.at[at + 32 + lane] : 0;
-      __syncwarp();
-      if (lane < left) queue.at[lane] = x;
-      if (lane + 32 < left) queue.at[lane + 32] = y;
-    }
+    // What is left (less than an item) moves to the front.
+    const int kept = gather && t < left ? queue.at[at + t] : 0;
+    __syncthreads();  // nobody reads the queue any more
+    if (gather && t < left) queue.at[t] = kept;
     for (;;) {
-      if (from >= last - first && left == 0 && head + w.heads < M)
+      if (from >= queue.last - queue.first && left == 0 && head + w.heads < M)
         head += w.heads, from = 0, read_ahead();
-      while (left < slots && from < last - first) {
+      while (left < slots && from < queue.last - queue.first) {
         const int32_t entry = next;
         uint64_t chose = next_chose;
         from += 32;
@@ -118,40 +114,44 @@ struct Rows {
           tokens = w.q_first[(entry & ~kMasked) + 1] - query;
           query |= entry & kMasked;
         }
-        if (tokens < 64) chose &= (1ull << tokens) - 1;
-        const int mine = gather ? __popcll(chose) : entry >= 0;
-        int sum = mine;
-#pragma unroll
-        for (int step = 1; step < 32; step *= 2) {
-          const int before = __shfl_up_sync(~0u, sum, step);
-          if (lane >= step) sum += before;
-        }
-        int to = left + sum - mine;
         if constexpr (gather) {
-          for (; chose; chose &= chose - 1) queue.at[to++] = query + __ffsll(chose) - 1;
-        } else if (entry >= 0) {
-          queue.at[to * kWords] = query, queue.at[to * kWords + 1] = tokens;
+          if (tokens < 64) chose &= (1ull << tokens) - 1;
+          const int mine = __popcll(chose);
+          int sum = mine;
+#pragma unroll
+          for (int step = 1; step < 32; step *= 2) {
+            const int before = __shfl_up_sync(~0u, sum, step);
+            if (lane >= step) sum += before;
+          }
+          const int to = left + sum - mine;
+#pragma unroll 2
+          for (int i = 0; i < 8; ++i) {  // the entry of lane 4i + this warp; two tokens a lane
+            const int of = 4 * i + t / 32, base = __shfl_sync(~0u, query, of);
+            const int place = __shfl_sync(~0u, to, of);
+            const uint32_t low = __shfl_sync(~0u, uint32_t(chose), of);
+            const uint32_t high = __shfl_sync(~0u, uint32_t(chose >> 32), of);
+            const uint32_t below = (1u << lane) - 1;
+            if (low >> lane & 1) queue.at[place + __popc(low & below)] = base + lane;
+            if (high >> lane & 1)
+              queue.at[place + __popc(low) + __popc(high & below)] = base + 32 + lane;
+          }
+          left += __shfl_sync(~0u, sum, 31);
+        } else {
+          if (t < 32 && entry >= 0) queue.at[2 * lane] = query, queue.at[2 * lane + 1] = tokens;
+          left += min(32, queue.last - queue.first - from + 32);
         }
-        left += __shfl_sync(~0u, sum, 31);
       }
       if (left > 0 || head + w.heads >= M) break;
     }
-    if (lane == 0) {
-      queue.queued = left;
-      queue.drained = from >= last - first && head + w.heads >= M;
-      queue.head = head;
-    }
-  }
-
-  __device__ void filled() {
-    at = 0, queued = queue.queued, drained = queue.drained, item_head = queue.head;
+    at = 0, queued = left, item_head = head;
+    drained = from >= queue.last - queue.first && head + w.heads >= M;
   }
 
   // Fetches the queue's next item, returns its tokens (chunks); 0: there is none. A group of copies.
   __device__ int fetch(RowStage<D>& stage, RowFacts& facts, uint64_t* barrier, const CUtensorMap* q,
                        const CUtensorMap* grad_out) {
     const int t = threadIdx.x, count = min(slots, queued - at);
-    const int64_t heads_row = int64_t(bh + item_head) * a.Nq;
+    const int64_t heads_row = int64_t(queue.bh + item_head) * a.Nq;
     if (count > 0) {
       if constexpr (gather) {
         if (t < 64) {
@@ -180,8 +180,8 @@ struct Rows {
         const int query = queue.at[2 * at] & ~kMasked, tokens = queue.at[2 * at + 1];
         if (t == 0) {
           barrier_expect(barrier, 2 * 64 * D * 2);
-          tma_load_tile<D>(stage.tile[0], q, barrier, query, bh + item_head);
-          tma_load_tile<D>(stage.tile[1], grad_out, barrier, query, bh + item_head);
+          tma_load_tile<D>(stage.tile[0], q, barrier, query, queue.bh + item_head);
+          tma_load_tile<D>(stage.tile[1], grad_out, barrier, query, queue.bh + item_head);
         }
         if (t < 64) {
           const int2 place = queue.place[t];

@@ -10,6 +10,7 @@ namespace sigma::kernels {
 namespace {
 
 constexpr int kWarps = 8;       // of a CTA of count and emit: one column each
+constexpr int kRun = 8;         // entries of a lane, a step of emit
 constexpr int kPlan = 1024;     // threads of plan
 constexpr int kShortest = 512;  // a column of at most so many pairs is never cut
 
@@ -33,6 +34,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   const Column c = column_of(w, column);
   int sum = 0;
   if (w.col_chose) {
+#pragma unroll 8
     for (int64_t e = c.first + threadIdx.x % 32; e < c.last; e += 32) sum += pairs_of(w, e);
     sum = __reduce_add_sync(~0u, sum);
   } else {
@@ -113,22 +115,35 @@ __global__ void __launch_bounds__(kWarps * 32)
   __syncwarp();
   const int limit = work.totals[2];
   int before = 0, last_part = -1;  // pairs before this step's entries, the part of the one before
-  for (int from = 0; from < n; from += 32) {
-    const int e = from + lane, pairs = e < n ? pairs_of(w, c.first + e) : 0;
-    int sum = pairs;
+  for (int from = 0; from < n; from += 32 * kRun) {
+    const int first = from + lane * kRun;  // of this lane's entries
+    int pairs[kRun], sum = 0;
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      pairs[i] = first + i < n ? pairs_of(w, c.first + first + i) : 0;
+      sum += pairs[i];
+    }
+    const int mine = sum;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
       const int left = __shfl_up_sync(~0u, sum, step);
       if (lane >= step) sum += left;
     }
-    const int part = (before + sum - pairs) / limit;
-    const int left = __shfl_up_sync(~0u, part, 1), previous = lane == 0 ? last_part : left;
-    if (e < n && part != previous) {
-      task[part].first = e;
-      if (part > 0) task[part - 1].last = e;
+    int at = before + sum - mine;                                // pairs before the next entry
+    const int end_part = (at + mine - pairs[kRun - 1]) / limit;  // of this lane's last entry
+    const int left = __shfl_up_sync(~0u, end_part, 1);
+    int previous = lane == 0 ? last_part : left;
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      const int part = at / limit;
+      if (first + i < n && part != previous) {
+        task[part].first = first + i;
+        if (part > 0) task[part - 1].last = first + i;
+      }
+      previous = part, at += pairs[i];
     }
     before += __shfl_sync(~0u, sum, 31);
-    last_part = __shfl_sync(~0u, part, 31);
+    last_part = __shfl_sync(~0u, end_part, 31);
   }
 }
 
