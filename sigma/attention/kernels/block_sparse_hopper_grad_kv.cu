@@ -103,9 +103,12 @@ __global__ void __launch_bounds__(128, kCtas<D>)
   const auto fetch = [&](int stage) {
     return rows.fetch(s.stage[stage], s.facts[stage], &s.full[stage], &q_map, &grad_out_map);
   };
-  int count[kStages];  // of the items under way
+  // Items under way before the current one's stage is asked for again, and their tokens. With many
+  // stages the one freed two items ago is filled, and nobody waits for that.
+  constexpr int kAhead = kStages >= 4 ? kStages - 2 : kStages - 1;
+  int count[kAhead + 1];
 #pragma unroll
-  for (int i = 0; i + 1 < kStages; ++i) {
+  for (int i = 0; i < kAhead; ++i) {
     rows.fill();
     __syncthreads();
     count[i] = fetch(i);
@@ -136,7 +139,7 @@ __global__ void __launch_bounds__(128, kCtas<D>)
   };
   // Item i's copies are there, and all threads know it.
   const auto arrived = [&] {
-    copy_wait<kStages - 2>();
+    copy_wait<kAhead - 1>();
     // The tensor cores will read what ordinary copies wrote. The fence waits for all copies, so
     // it stands where no later ones are under way.
     if (gather) fence_async();
@@ -152,20 +155,20 @@ __global__ void __launch_bounds__(128, kCtas<D>)
     wgmma_fence();
     product(p, k, k_held, q);
     product(dp, v, v_held, o);
-#ifndef NORUNON
-    wgmma_wait<1>();
-    pin(p), pin(dk), pin(dv);
-    __syncthreads();
-#endif
-    // Meanwhile: the item after this one, the queue, and whether any query's chunk is masked.
-    count[kStages - 1] = fetch(stage == 0 ? kStages - 1 : stage - 1);
+    // Meanwhile: a later item, the queue, and whether any query's chunk is masked.
+    if (kAhead == kStages - 1) {
+      wgmma_wait<1>();  // S, and dK of the item before
+      pin(p), pin(dk), pin(dv);
+      __syncthreads();  // so that one's stage is free
+    }
+    count[kAhead] = fetch((stage + kAhead) % kStages);
     rows.fill();
     const int query0 = facts.query[lane], query1 = facts.query[lane + 32];
     const bool masked =
         __any_sync(~0u, (query0 >= 0 && query0 & kMasked) || (query1 >= 0 && query1 & kMasked));
     const float4* stats = reinterpret_cast<const float4*>(facts.stats) + lane % 4;
     wgmma_wait<1>();
-    pin(p);
+    pin(p), pin(dk), pin(dv);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {  // columns 8j + 2 (lane % 4), and the next one
       const float4 x = stats[j * 4];
@@ -202,23 +205,16 @@ __global__ void __launch_bounds__(128, kCtas<D>)
 #pragma unroll
     for (int i = 0; i < 4; ++i) wgmma<T, true>(dk, ds[i], mn_major(q, i));
     wgmma_commit();
-#ifndef NORUNON
-    wgmma_wait<1>();
+    wgmma_wait<1>();  // dV
     pin(dv);
-#else
-    wgmma_wait<0>();
-    pin(dk), pin(dv);
-#endif
     arrived();
 #pragma unroll
-    for (int i = 0; i + 1 < kStages; ++i) count[i] = count[i + 1];
+    for (int i = 0; i < kAhead; ++i) count[i] = count[i + 1];
     if (++stage == kStages) stage = 0, ++round;
   }
 
-#ifndef NORUNON
   wgmma_wait<0>();
   pin(dk), pin(dv);
-#endif
   // Rows r and r + 8, columns 8j + 2 (lane % 4) and the next one.
 #pragma unroll
   for (int half = 0; half < 2; ++half) {

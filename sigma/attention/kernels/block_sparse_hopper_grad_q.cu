@@ -86,7 +86,8 @@ __global__ void __launch_bounds__(128, kCtas<D>)
   const int64_t bg = tile_of_heads / tiles, walk = bg * w.C + chunk;
   const int64_t bh = bg * M + tile_of_heads % tiles * w.heads;
   const int n = w.count[walk];
-  const int lane = threadIdx.x % 32, r = threadIdx.x / 32 * 16 + lane / 4;
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);  // known to be the same in all lanes
+  const int lane = threadIdx.x % 32, r = warp * 16 + lane / 4;
 
   const auto read_walk = [&](int e) {
     if (e >= n) return;
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(128, kCtas<D>)
     s.rank[threadIdx.x] = real && a.rank_q ? a.rank_q[query] : 0;
   }
   __syncthreads();
-  if (threadIdx.x == 0)
+  if (warp == 0 && elect())
     for (int e = 0; e + 1 < kStages; ++e) fetch(e);
   uint32_t q[D / 16][4], grad_out[D / 16][4];
   // Where both kinds of products are 64 columns wide, the assembler (ptxas 13.0) gives dS registers
@@ -142,7 +143,7 @@ __global__ void __launch_bounds__(128, kCtas<D>)
   load_rows();
   fence_async();
   __syncthreads();
-  if (threadIdx.x == 0) fetch(kStages - 1);
+  if (warp == 0 && elect()) fetch(kStages - 1);
 
   const int token0 = r % w.tokens, token1 = (r + 8) % w.tokens;
   const float by = a.scale * kLog2e;
@@ -159,12 +160,16 @@ __global__ void __launch_bounds__(128, kCtas<D>)
 #pragma unroll
     for (int i = 0; i < D / 16; ++i) wgmma<T>(dp, grad_out[i], k_major(tile(stage, 1), i), i > 0);
     wgmma_commit();
-    wgmma_wait<1>();  // S, and dQ of the entry before
-    pin(p), pin(dq);
+    if (kRunOn<D>) {
+      wgmma_wait<1>();  // S, and dQ of the entry before
+      pin(p), pin(dq);
+    }
     __syncthreads();  // so that one's stage is free
-    if (threadIdx.x == 0 && e > 0) fetch(e - 1 + kStages);
+    if (warp == 0 && e > 0 && elect()) fetch(e - 1 + kStages);
     if (e % 128 == 0 && e > 0) read_walk(e + 128 + threadIdx.x);
     const uint64_t chose = s.chose[e % kWindow];
+    wgmma_wait<1>();
+    pin(p);
     const float2 row0 = s.stats[r], row1 = s.stats[r + 8];
     const float lse0 = chose >> token0 & 1 ? row0.x : INFINITY;
     const float lse1 = chose >> token1 & 1 ? row1.x : INFINITY;

@@ -178,7 +178,7 @@ struct Rows {
         }
       } else {
         const int query = queue.at[2 * at] & ~kMasked, tokens = queue.at[2 * at + 1];
-        if (t == 0) {
+        if (__shfl_sync(~0u, t / 32, 0) == 0 && elect()) {
           barrier_expect(barrier, 2 * 64 * D * 2);
           tma_load_tile<D>(stage.tile[0], q, barrier, query, queue.bh + item_head);
           tma_load_tile<D>(stage.tile[1], grad_out, barrier, query, queue.bh + item_head);
