@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "sigma/attention/multi_token_fast.h"
+#include "sigma/attention/multi_token_gpu.h"
 #include "sigma/attention/multi_token_wide.h"
 #include "sigma/base/error.h"
 
@@ -147,6 +148,7 @@ AttentionOutput multi_token_attention_reference(const MultiTokenInput& in) {
 
 AttentionOutput multi_token_attention(const MultiTokenInput& in) {
   check(in);
+  if (takes_multi_token_gpu(in)) return multi_token_gpu(in);
   if (in.q.is_cuda() && takes_multi_token_wide(in)) return {.out = multi_token_wide(in), .lse = {}};
   if (!takes_multi_token_kernels(in)) return multi_token_attention_reference(in);
   MultiTokenInput clean = in;

@@ -16,7 +16,8 @@
 // The definition holds the score maps. On the CPU in float32 strips of them pass through a kernel
 // (kernels/multi_token.h): memory O(N) times the queries of a strip, which is at least what kernels
 // reach, the same bits on any number of threads. On a GPU full attention without missing keys runs
-// in wider heads (multi_token_wide.h), the rest as defined.
+// in wider heads, on sequences by kernels of its own (multi_token_gpu.h), elsewhere by torch's
+// (multi_token_wide.h), the rest as defined.
 #pragma once
 
 #include <torch/types.h>

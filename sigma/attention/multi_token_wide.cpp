@@ -2,6 +2,8 @@
 
 #include <torch/types.h>
 
+#include "sigma/attention/multi_token_convolution.h"
+
 namespace sigma {
 namespace {
 
@@ -15,7 +17,8 @@ Tensor moved(const Tensor& x, const TokenLayout& layout, const GridStep& step) {
 }
 
 // For each query step of a kernel [H,a,b], sum_b kernel[a,b] x moved by +-b: [B,H,N,a,D].
-Tensor convolved(const Tensor& x, const ScoreMixing& m, const TokenLayout& layout, int64_t sign) {
+Tensor convolved(const Tensor& x, const ScoreMixing& m, const TokenLayout& layout, int sign) {
+  if (takes_wide_convolution(x, m)) return wide_convolution(x, m, layout, sign);
   const auto wide = x.scalar_type() == torch::kDouble ? torch::kDouble : torch::kFloat;
   Tensor sum;
   for (size_t b = 0; b < m.keys.size(); ++b) {

@@ -8,7 +8,9 @@
 #include <cstdlib>
 
 #include "sigma/attention/block_sparse_gpu.h"
+#include "sigma/attention/sparse.h"
 #include "sigma/base/error.h"
+#include "sigma/nn/rope.h"
 #include "tests/attention/block_sparse_cases.h"
 #ifdef SIGMA_CUDA
 #include <ATen/cuda/CUDAGraph.h>
@@ -287,17 +289,65 @@ TEST_F(BlockSparseCuda, AGraphReplaysWithNewListsAndNothingWaits) {
   };
   const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool());
   both();  // what is made once
-  c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::L_ERROR);
+  c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_ERROR);
   at::cuda::CUDAGraph graph;
   graph.capture_begin();
   const std::vector<Tensor> replayed = both();
   graph.capture_end();
-  c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::L_DISABLED);
+  c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_DISABLED);
   in.index.copy_(in.index.flip(2).contiguous());
   graph.replay();
   const std::vector<Tensor> expected = both();
   for (size_t i = 0; i < expected.size(); ++i)
     EXPECT_TRUE(torch::equal(replayed[i], expected[i])) << i;
+}
+
+// Scores, choice, branches and gates: nothing waits for the host, and a replay follows new tokens.
+TEST_F(BlockSparseCuda, TheLayerIsCapturable) {
+  SparseConfig cubes;
+  cubes.selection.num_selected = 4;
+  SparseConfig paper = nsa_paper();
+  paper.window = 128;
+  paper.selection.num_selected = 6;
+  const std::vector<std::pair<SparseConfig, TokenLayout>> cases = {
+      {cubes, {.before = 3, .grid = {8, 9, 16}}},
+      {paper, {.before = 2, .grid = {1, 1, 1000}, .pattern = Pattern::kCausal}}};
+  for (const auto& [config, layout] : cases) {
+    SparseAttention attention(config, 256, 4, /*qk_norm=*/true, layout.grid);
+    initialize(attention, 1);
+    attention.to(torch::kCUDA);
+    RopeConfig rope_config;
+    rope_config.kind = "axial";
+    const Rope rope(rope_config, 64, layout, torch::kFloat, torch::kCUDA);
+    const Tensor x = normal({2, layout.tokens(), 256}, 3).to(torch::kCUDA, torch::kBFloat16);
+    const Tensor grad_out = normal(x.sizes(), 4).to(torch::kCUDA, torch::kBFloat16);
+    x.requires_grad_();
+    std::vector<Tensor> leaves = {x};
+    for (const Tensor& p : attention.parameters()) leaves.push_back(p);
+    const auto both = [&] {
+      const Tensor out = attention.forward(x, layout, &rope, {.dtype = torch::kBFloat16});
+      auto grads = torch::autograd::grad({out}, leaves, {grad_out}, /*retain_graph=*/std::nullopt,
+                                         /*create_graph=*/false, /*allow_unused=*/true);
+      grads.push_back(out.detach());
+      return grads;
+    };
+    const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool());
+    both();  // what is made once
+    c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_ERROR);
+    at::cuda::CUDAGraph graph;
+    graph.capture_begin();
+    const std::vector<Tensor> replayed = both();
+    graph.capture_end();
+    c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_DISABLED);
+    {
+      const torch::NoGradGuard no_grad;
+      x.copy_(normal(x.sizes(), 5));
+    }
+    graph.replay();
+    const std::vector<Tensor> expected = both();
+    for (size_t i = 0; i < expected.size(); ++i)
+      if (expected[i].defined()) EXPECT_TRUE(torch::equal(replayed[i], expected[i])) << i;
+  }
 }
 #endif
 

@@ -4,10 +4,12 @@
 #include <torch/cuda.h>
 #include <torch/types.h>
 
+#include <cmath>
 #include <map>
 
 #include "sigma/attention/attention.h"
 #include "sigma/attention/dense.h"
+#include "sigma/attention/multi_token_op.h"
 #include "sigma/base/random.h"
 #include "sigma/generator/network.h"
 #include "sigma/generator/objectives/imm.h"
@@ -225,6 +227,64 @@ TEST_F(Cuda, SparseAndMultiTokenAttention) {
       EXPECT_LE((half[0].cpu() - host[0]).norm().item<double>(),
                 0.2 * host[0].norm().item<double>())
           << config.kind << " " << layout.tokens();
+    }
+  }
+}
+
+// Multi-token attention in 16 bits against the score maps in float64 of the same inputs. Wide keys
+// and values, P, dS, y and the results are rounded to the dtype once each, errors of random sign of
+// at most u = eps / 2: in norm at most sqrt(6) u of terms up to twice the result.
+TEST_F(Cuda, MultiTokenAttentionInHalf) {
+  struct Case {
+    int64_t N;
+    std::vector<GridStep> queries, keys;
+    int64_t mix;
+  };
+  const std::vector<GridStep> near = centred_steps({1, 1, 11});
+  const std::vector<Case> cases = {{63, past_steps({1, 1, 6}), near, 1},
+                                   {65, past_steps({1, 1, 6}), near, 1},
+                                   {300, centred_steps({1, 1, 5}), near, 2},
+                                   {300, centred_steps({1, 1, 3}), centred_steps({1, 1, 3}), 1}};
+  for (const Case& c : cases) {
+    for (const auto dtype : {torch::kBFloat16, torch::kHalf}) {
+      const int64_t B = 2, H = 4;
+      const auto taps = torch::IntArrayRef(
+          {H, static_cast<int64_t>(c.queries.size()), static_cast<int64_t>(c.keys.size())});
+      std::vector<Tensor> inputs;
+      for (uint32_t i = 0; i < 3; ++i)
+        inputs.push_back(normal({B, H, c.N, 64}, 20 + i, torch::kFloat).to(dtype));
+      for (uint64_t i = 0; i < 2; ++i) inputs.push_back(normal(taps, 30 + i, torch::kFloat) * 0.2);
+      if (c.mix > 1) inputs.push_back(normal({H / c.mix, c.mix, c.mix}, 40, torch::kFloat));
+      const Tensor grad = normal({B, H, c.N, 64}, 50, torch::kFloat).to(dtype);
+      const auto run = [&](torch::Device device, bool fast) {
+        std::vector<Tensor> leaves;
+        for (const Tensor& x : inputs) {
+          const Tensor moved = fast ? x.to(device) : x.to(device, torch::kDouble);
+          leaves.push_back(moved.detach().requires_grad_());
+        }
+        MultiTokenInput in{.q = leaves[0], .k = leaves[1], .v = leaves[2]};
+        in.layout.grid = {1, 1, c.N};
+        in.before = {.kernel = leaves[3], .queries = c.queries, .keys = c.keys, .mix = {}};
+        in.after = {.kernel = leaves[4], .queries = c.queries, .keys = c.keys, .mix = {}};
+        if (c.mix > 1) in.after.mix = leaves[5];
+        const Tensor out =
+            (fast ? multi_token_attention(in) : multi_token_attention_reference(in)).out;
+        std::vector<Tensor> results =
+            torch::autograd::grad({out}, leaves, {grad.to(device, out.scalar_type())});
+        results.insert(results.begin(), out.detach());
+        for (Tensor& x : results) x = x.to(torch::kCPU);
+        return results;
+      };
+      const auto truth = run(torch::kCPU, false);
+      const auto device = run(torch::kCUDA, true);
+      const auto again = run(torch::kCUDA, true);
+      const double unit = dtype == torch::kHalf ? std::ldexp(1.0, -11) : std::ldexp(1.0, -8);
+      for (size_t i = 0; i < truth.size(); ++i) {
+        EXPECT_LE((device[i].to(torch::kDouble) - truth[i]).norm().item<double>(),
+                  5 * unit * (truth[i].norm().item<double>() + 1e-3))
+            << c.N << " " << i;
+        EXPECT_TRUE(torch::equal(device[i], again[i])) << c.N << " " << i;
+      }
     }
   }
 }

@@ -11,9 +11,12 @@
 // once to the input type. Every sum has a fixed order: the same input gives the same bits.
 //
 // D and Dv: multiples of 16, at most 256; bfloat16 or float16; pointers aligned to 16 bytes. Above
-// 128 it needs 96 KB (forward) and 128 KB (backward) of shared memory a CTA: the latter is there on
+// 128 a CTA needs 96 KB (forward) and 129 KB (backward) of shared memory: the latter is there on
 // sm_80 and sm_90, not on sm_86 and sm_89, where the launch returns an error. Rows of K and V whose
-// key_valid is 0 are never read. Any other pair of 16-bit values is: they must be finite.
+// key_valid is 0 are never read; all others must be finite. A chunk has at least one query.
+//
+// Not here: one hot piece in all lists is one CTA's work in the backward; token rows multiply all
+// rows of a chunk with a piece that one of them chose.
 #pragma once
 
 #include <cuda_runtime.h>

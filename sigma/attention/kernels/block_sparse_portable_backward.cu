@@ -10,7 +10,7 @@ namespace {
 template <int kWidth>
 constexpr int kStages = kWidth > 128 ? 1 : 2;
 
-/// P = 2^(S - lse) in place; a query that sees nothing has lse -inf and only S = -inf.
+/// P = 2^(S - lse). A query that sees nothing has lse -inf and S = -inf: 0, not 2^(-inf + inf).
 __device__ float probability(float s, float lse) {
   return exp2_fast(s - (lse == -INFINITY ? 0 : lse));
 }
@@ -54,9 +54,8 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 64    ? 3
   int entry = 0, next = 0;
   if (count > 0) {
     next = pieces[0];
-    const auto at = [&](int i) { return chunk.at(i); };
-    load_tile(q_tile, a.q, a.D, at);
-    load_tile(grad_out_tile, a.grad_out, a.Dv, at);
+    load_queries(q_tile, a.q, a.D, chunk);
+    load_queries(grad_out_tile, a.grad_out, a.Dv, chunk);
     if (kStages<kWidth> == 2) load(0, next);
   }
   for (int i = 0; i < count; ++i) {
@@ -73,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 64    ? 3
       if (kStages<kWidth> == 2) load(1 - stage, next);
     }
 
-    float s[8][4] = {}, ds[8][4] = {};
+    float s[8][4] = {}, ds[8][4];
     multiply_transposed<T>(s, q_tile, row, keys_tile(stage));
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -82,12 +81,17 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 64    ? 3
     }
     const uint64_t chose = walk.chose ? walk.chose[list * walk.cap + i] : ~uint64_t{0};
     hide<false>(s, a, chunk, Keys(walk, a, bg, entry), entry & kMasked, chose);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int x = 0; x < 4; ++x) ds[j][x] = -delta[x / 2];
+    }
     multiply_transposed<T>(ds, grad_out_tile, row, values_tile(stage));
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
 #pragma unroll
       for (int x = 0; x < 4; ++x) {
-        ds[j][x] = probability(s[j][x], lse[x / 2]) * (ds[j][x] - delta[x / 2]);
+        ds[j][x] *= probability(s[j][x], lse[x / 2]);
       }
     }
     uint32_t rounded[4][4];
@@ -141,9 +145,8 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 64    ? 3
     return Chunk(walk, a, bg, entry & ~kMasked, i % tiles);
   };
   const auto load = [&](int stage, const Chunk& chunk) {
-    const auto at = [&](int i) { return chunk.at(i); };
-    load_tile(q_tile(stage), a.q, a.D, at);
-    load_tile(grad_out_tile(stage), a.grad_out, a.Dv, at);
+    load_queries(q_tile(stage), a.q, a.D, chunk);
+    load_queries(grad_out_tile(stage), a.grad_out, a.Dv, chunk);
     // Rows that are not there have q, grad_out, lse and delta 0: they add 1 * 0 to dV, 0 to dK.
     const int64_t source = chunk.at(threadIdx.x % 64);
     copy_4(shared_address(statistics(stage) + threadIdx.x),
@@ -175,7 +178,7 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 64    ? 3
       if (kStages<kWidth> == 2) load(1 - stage, chunk_of(i + 1, next));
     }
 
-    float p[8][4] = {}, ds[8][4] = {};
+    float p[8][4] = {}, ds[8][4];
     uint32_t rounded[4][4];
     multiply_transposed<T>(p, keys_tile, row, q_tile(stage));
 #pragma unroll
@@ -194,11 +197,16 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 64    ? 3
     }
     round_to_a<T>(rounded, p);
     multiply<T>(grad_v, rounded, grad_out_tile(stage), first / 8);  // dV += P^T dO
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int x = 0; x < 4; ++x) ds[j][x] = -delta[8 * j + x % 2];
+    }
     multiply_transposed<T>(ds, values_tile, row, grad_out_tile(stage));
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
 #pragma unroll
-      for (int x = 0; x < 4; ++x) ds[j][x] = p[j][x] * (ds[j][x] - delta[8 * j + x % 2]);
+      for (int x = 0; x < 4; ++x) ds[j][x] *= p[j][x];
     }
     round_to_a<T>(rounded, ds);
     multiply<T>(grad_k, rounded, q_tile(stage), first / 8);  // dK += dS^T Q
@@ -219,12 +227,13 @@ cudaError_t block_sparse_portable_backward(const BlockWalk& walk, const BlockSpa
   if (const cudaError_t error = block_sparse_delta(a, stream)) return error;
   return with_template(a, [&](auto type, auto width) {
     using T = decltype(type);
+    constexpr int kTiles = 2 + 2 * kStages<width>;
+    const int64_t chunks = a.B * a.G * walk.C * head_tiles(walk, a), pieces = a.B * a.G * walk.P;
     const cudaError_t error =
-        launch(grad_q_kernel<T, width>, a.B * a.G * walk.C * head_tiles(walk, a), 1,
-               (2 + 2 * kStages<width>)*Tile<width>::kBytes, walk, a, stream);
+        launch(grad_q_kernel<T, width>, chunks, 1, kTiles * Tile<width>::kBytes, walk, a, stream);
     if (error != cudaSuccess) return error;
-    return launch(grad_kv_kernel<T, width>, a.B * a.G * walk.P, Columns<width>::kParts,
-                  Columns<width>::kBytes, walk, a, stream);
+    return launch(grad_kv_kernel<T, width>, pieces, Columns<width>::kParts, Columns<width>::kBytes,
+                  walk, a, stream);
   });
 }
 

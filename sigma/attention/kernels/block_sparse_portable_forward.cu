@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 64    ? 4
   int next = 0;
   if (count > 0) {
     next = walk.piece[list];
-    load_tile(q_tile, a.q, a.D, [&](int i) { return chunk.at(i); });
+    load_queries(q_tile, a.q, a.D, chunk);
     load_keys(k_tile, a.k, a.D, a, bg, Keys(walk, a, bg, next));
   }
   for (int i = 0; i < count; ++i) {

@@ -32,6 +32,13 @@ struct Chunk {
     tokens = walk.tokens;
     part = 65535 / tokens + 1;
   }
+  /// The rows whose token chose a piece, a bit each: bit t of `chose` for each head.
+  __device__ uint64_t rows(uint64_t chose) const {
+    const uint64_t one_head = chose & ~uint64_t{0} >> (64 - queries);
+    uint64_t all = 0;
+    for (int head = 0; head < heads; ++head) all |= one_head << head * tokens;
+    return all;
+  }
   __device__ int token(int row) const { return row - (row * part >> 16) * tokens; }
   /// The row of [B,H,Nq], or -1: the chunk has fewer.
   __device__ int64_t at(int row) const {
@@ -54,18 +61,25 @@ struct Keys {
 
 /// Starts the copy of 64 rows of `width` numbers: tile row i is row at(i) of `from`, zero if that is
 /// negative; so are columns from `width` on.
-template <int kWidth, class At>
+template <int kUnroll, int kWidth, class At>
 __device__ void load_tile(Tile<kWidth> tile, const void* from, int64_t width, At at) {
   constexpr int kUnits = Tile<kWidth>::kUnits;
   const int units = static_cast<int>(width / 8);
-#pragma unroll 2  // more would take the registers of the sums
+#pragma unroll kUnroll
   for (int i = 0; i < 64 * kUnits / kThreads; ++i) {
     const int index = i * kThreads + threadIdx.x, row = index / kUnits, unit = index % kUnits;
-    const int64_t source = at(row);
+    const auto source = at(row);
     const bool there = source >= 0 && unit < units;
     copy_16(tile.at(row, unit),
             static_cast<const uint4*>(from) + (there ? source * units + unit : 0), there);
   }
+}
+
+/// The same of a chunk's rows of q or grad_out.
+template <int kWidth>
+__device__ void load_queries(Tile<kWidth> tile, const void* from, int64_t width,
+                             const Chunk& chunk) {
+  load_tile<2>(tile, from, width, [&](int row) { return chunk.at(row); });
 }
 
 /// The same of a piece's rows of K or V. Invalid keys may hold anything: zeros stand for them, as
@@ -73,8 +87,8 @@ __device__ void load_tile(Tile<kWidth> tile, const void* from, int64_t width, At
 template <int kWidth>
 __device__ void load_keys(Tile<kWidth> tile, const void* from, int64_t width,
                           const BlockSparseGpu& a, int bg, const Keys& keys) {
-  load_tile(tile, from, width,
-            [&](int row) { return keys.counts(row) ? bg * a.Nk + keys.first + row : int64_t{-1}; });
+  const auto first = static_cast<const uint16_t*>(from) + (bg * a.Nk + keys.first) * width;
+  load_tile<8>(tile, first, width, [&](int row) { return keys.counts(row) ? row : -1; });
 }
 
 /// Scores of hidden pairs become -inf. s: a warp's 16 rows x 64 columns as C fragments; rows are
@@ -85,23 +99,24 @@ __device__ void hide(float (&s)[8][4], const BlockSparseGpu& a, const Chunk& chu
   if (!masked && chose == ~uint64_t{0}) return;
   const int lane = threadIdx.x % 32;
   const int row = threadIdx.x / 32 * 16 + lane / 4, column = lane % 4 * 2;
+  const uint64_t rows = chunk.rows(chose);
   uint32_t seen = 0;  // bit 4j + i: s[j][i] counts
-#pragma unroll 1      // a short loop: unrolled, its addresses would take the registers of the sums
-  for (int j = 0; j < 8; ++j) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int r = row + i / 2 * 8, c = column + 8 * j + i % 2;
-      const int token = chunk.token(kTurned ? c : r), key = kTurned ? r : c;
-      bool see = chose >> token & 1;
-      if (masked) {
-        see = see && token < chunk.queries && keys.counts(key);
-        if (see && a.rank_q) {
-          const int back = a.rank_q[chunk.q_first + token] - a.rank_k[keys.first + key];
-          see = back >= 0 && (a.window <= 0 || back < a.window);
-        }
-      }
-      seen |= static_cast<uint32_t>(see) << (4 * j + i);
+  for (int i = 0; i < 32; ++i) {
+    const int r = row + i / 2 % 2 * 8, c = column + i / 4 * 8 + i % 2;
+    seen |= static_cast<uint32_t>(rows >> (kTurned ? c : r) & 1) << i;
+  }
+  // A short loop: unrolled, its addresses would take the registers of the sums.
+#pragma unroll 1
+  for (int i = 0; masked && i < 32; ++i) {
+    const int r = row + i / 2 % 2 * 8, c = column + i / 4 * 8 + i % 2, key = kTurned ? r : c;
+    bool see = (seen >> i & 1) && keys.counts(key);
+    if (see && a.rank_q) {
+      const int back =
+          a.rank_q[chunk.q_first + chunk.token(kTurned ? c : r)] - a.rank_k[keys.first + key];
+      see = back >= 0 && (a.window <= 0 || back < a.window);
     }
+    if (!see) seen &= ~(1u << i);
   }
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
