@@ -22,32 +22,48 @@ __global__ void __launch_bounds__(kThreads)
   choose_row(a, team, room, row_scores, pair, row);
 }
 
-__device__ double dot(const float* x, const float* y, int64_t D) {
-  double sum = 0;
-  for (int64_t d = 0; d < D; ++d)
-    sum = fma(static_cast<double>(x[d]), static_cast<double>(y[d]), sum);
-  return sum;
-}
-
-// apart [pairs,W,W], 16 x 16 a thread block; norm by the blocks of the diagonal.
+// apart [pairs,W,W], 16 x 16 a thread block, 32 columns of the keys in shared memory at once; norm by
+// the thread blocks of the diagonal. Products of floats are exact in double.
 __global__ void __launch_bounds__(256) distances_kernel(const SelectBlocksGpu a) {
-  const int64_t i = blockIdx.x * 16 + threadIdx.x / 16, j = blockIdx.y * 16 + threadIdx.x % 16;
-  if (i >= a.W || j >= a.W) return;
+  __shared__ float x[16][33], y[16][33];  // keys of the rows and of the columns
+  __shared__ double xx[16], yy[16];
+  const int r = static_cast<int>(threadIdx.x) / 16, c = static_cast<int>(threadIdx.x) % 16;
+  const int64_t i = blockIdx.x * 16 + r, j = blockIdx.y * 16 + c;
   for (int64_t pair = blockIdx.z; pair < a.B * a.G; pair += gridDim.z) {
     const float* keys = a.keys + pair * a.W * a.D;
-    const double ii = dot(keys + i * a.D, keys + i * a.D, a.D);
-    float apart;
-    if (i == j) {
-      apart = ii > 0 ? 0.0f : ii == 0 ? kNoDirection : NAN;
-      double sum = 0;
-      for (int64_t d = 0; d < a.D; ++d) sum += fabs(static_cast<double>(keys[i * a.D + d]));
-      a.norm[pair * a.W + i] = static_cast<float>(sum);
-    } else {
-      const double jj = dot(keys + j * a.D, keys + j * a.D, a.D);
-      const double ij = dot(keys + i * a.D, keys + j * a.D, a.D);
-      apart = static_cast<float>(1 - ij / sqrt(ii * jj));
+    double xy = 0, sum = 0, l1 = 0;
+    for (int64_t d0 = 0; d0 < a.D; d0 += 32) {
+      for (int k = threadIdx.x; k < 16 * 32; k += 256) {
+        const int64_t row = k / 32, d = d0 + k % 32;
+        const int64_t from = blockIdx.x * 16 + row, to = blockIdx.y * 16 + row;
+        x[row][k % 32] = from < a.W && d < a.D ? keys[from * a.D + d] : 0;
+        y[row][k % 32] = to < a.W && d < a.D ? keys[to * a.D + d] : 0;
+      }
+      __syncthreads();
+      for (int d = 0; d < 32; ++d) {
+        const double u = x[r][d], v = y[c][d];
+        xy = fma(u, v, xy);
+        if (c == 0) {
+          sum = fma(u, u, sum);
+          l1 += fabs(u);
+        } else if (c == 1) {
+          const double w = y[r][d];
+          sum = fma(w, w, sum);
+        }
+      }
+      __syncthreads();  // before the next columns
     }
-    a.apart[(pair * a.W + i) * a.W + j] = apart;
+    if (c == 0) xx[r] = sum;
+    if (c == 1) yy[r] = sum;
+    __syncthreads();
+    if (c == 0 && blockIdx.x == blockIdx.y && i < a.W)
+      a.norm[pair * a.W + i] = static_cast<float>(l1);
+    if (i < a.W && j < a.W) {
+      float apart = static_cast<float>(1 - xy / sqrt(xx[r] * yy[c]));
+      if (i == j) apart = xy > 0 ? 0.0f : xy == 0 ? kNoDirection : NAN;
+      a.apart[(pair * a.W + i) * a.W + j] = apart;
+    }
+    __syncthreads();  // before the next sums
   }
 }
 
