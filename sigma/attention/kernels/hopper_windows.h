@@ -79,11 +79,11 @@ SIGMA_MMA(256, __half, "f16", 128, 129, 130, 131, 132, 133, 134)
 
 // Rows `shift` and on of a panel at `tile`, K-major: step s (0 .. 3) of 16 elements.
 __device__ inline uint64_t window_k(uint32_t tile, int shift, int s) {
-  return descriptor(tile + shift * 128 + s * 32, 16);
+  return descriptor(tile, 16, shift * 128 + s * 32);
 }
 // The same, MN-major: step s of 16 rows; side by side, windows one row apart.
 __device__ inline uint64_t window_mn(uint32_t tile, int shift, int s) {
-  return descriptor(tile + shift * 128 + s * 2048, 128);
+  return descriptor(tile, 128, shift * 128 + s * 2048);
 }
 
 // A box of 64 elements from shared memory to a tensor; what lies outside it is left out. One thread
