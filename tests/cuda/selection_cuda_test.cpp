@@ -50,8 +50,8 @@ struct Scores {
 };
 
 // The probabilities of the compressed branch in float64, as scores of blocks, and what float32 may
-// change of them: the dot products, the sum over the windows and lse, relative to each (attention.md
-// 11).
+// change of them, relative to each: dot products of D terms up to `most`, the sum over the windows
+// and lse, the sum over heads and queries (attention.md 11).
 Scores scores_of(const Case& c, const BlockGeometry& geometry, const Tensor& window_rank,
                  const Tensor& q, const Tensor& ck) {
   const int64_t M = c.H / c.G;

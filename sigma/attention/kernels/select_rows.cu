@@ -22,8 +22,8 @@ __global__ void __launch_bounds__(kThreads)
   choose_row(a, team, room, row_scores, pair, row);
 }
 
-// apart [pairs,W,W], 16 x 16 a thread block, 32 columns of the keys in shared memory at once; norm by
-// the thread blocks of the diagonal. Products of floats are exact in double.
+// apart [pairs,W,W], 16 x 16 a thread block, 32 columns of the keys in shared memory at once; norm
+// by the thread blocks of the diagonal. Products of floats are exact in double.
 __global__ void __launch_bounds__(256) distances_kernel(const SelectBlocksGpu a) {
   __shared__ float x[16][33], y[16][33];  // keys of the rows and of the columns
   __shared__ double xx[16], yy[16];

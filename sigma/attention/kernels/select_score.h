@@ -12,8 +12,8 @@ constexpr int kScoreRows = 128;                  // of q at once
 constexpr int kPieceWindows = 32 * kScoreWarps;  // windows of a step, 32 a warp
 constexpr int kHistory = 64;                     // windows of the step before that blocks reach
 constexpr int kRing = 2 * kPieceWindows;         // windows kept: two steps
-// Distance of two queries in the ring, in floats: two of them are 8 banks, so that the 4 x 8 queries
-// x windows that a warp stores at once touch all 32.
+// Distance of two queries in the ring, in floats: two of them are 8 banks, so that the 4 x 8
+// queries x windows that a warp stores at once touch all 32.
 constexpr int kRingPitch = kRing + 4;
 
 struct ScorePlan {
@@ -29,9 +29,9 @@ struct ScorePlan {
   int32_t bytes = 0;
 };
 
-/// For rows of q of `row_bytes`, at most `most_rows` at once. `limit`: bytes of shared memory that a
-/// thread block may have; the fewer, the more of them share a multiprocessor, so that one chooses
-/// while another multiplies. bytes = 0: it does not fit.
+/// For rows of q of `row_bytes`, at most `most_rows` at once. `limit`: bytes of shared memory that
+/// a thread block may have; the fewer it takes, the more share a multiprocessor: one chooses while
+/// another multiplies. bytes = 0: it does not fit.
 inline ScorePlan score_plan(const SelectBlocksGpu& a, int64_t row_bytes, int64_t limit,
                             int64_t most_rows) {
   const bool tiles = a.tile_start != nullptr;
