@@ -57,14 +57,14 @@ Rows rows_of(const MoeConfig& config, const Plan& plan) {
 }
 
 // Numbers of one panel a thread, with the temporaries of experts_cpu.cpp.
-double panel_numbers(int64_t C, int64_t I, int64_t E, bool gated, double max_rows, bool backward) {
+double panel_numbers(int64_t C, int64_t I, int64_t E, double max_rows, bool backward) {
   const int64_t lanes =
       std::min(kernels::kPanelRows, kernels::padded(static_cast<int64_t>(std::ceil(max_rows))));
-  // x or y, A and, for gates, their silu; Z is among what is saved.
-  const int64_t forward = lanes * (C + (gated ? 2 * I : I));
-  // dy or dx, A, dA, g dA, and the terms of phi' or g A; rows of x or dy in blocks; dW_out.
+  // x or y, and A; Z is among what is saved.
+  const int64_t forward = lanes * (C + I);
+  // dy or dx, dA, dZ, g A and, without gates, A; rows of x or dy in blocks; dW_out.
   const int64_t blocks = (C + kernels::kPanelRows - 1) / kernels::kPanelRows * kernels::kPanelRows;
-  const int64_t back = lanes * (C + (gated ? 9 * I : 4 * I)) + kernels::kPanelRows * blocks + C * I;
+  const int64_t back = lanes * (C + 4 * I) + kernels::kPanelRows * blocks + C * I;
   return static_cast<double>(std::min<int64_t>(at::get_num_threads(), E) *
                              (backward ? back : forward));
 }
@@ -114,8 +114,8 @@ MoeAccount of_rows(const MoeConfig& config, int64_t dim, const Rows& rows,
     backward = 2 * expert_rows + (halves + 2) * hidden + numbers + whole;  // G, dX, dA, dZ, gA
   } else {
     const auto panels = [&](bool back) {
-      return kFloatBytes * panel_numbers(dim, config.expert_width(dim), config.num_experts, gated,
-                                         rows.max, back);
+      return kFloatBytes *
+             panel_numbers(dim, config.expert_width(dim), config.num_experts, rows.max, back);
     };
     const double wave = std::min(R, static_cast<double>(kWaveRows)) * C * w;
     forward = wave + numbers + whole + panels(false);

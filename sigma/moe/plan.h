@@ -1,5 +1,5 @@
-// The routing plan: pairs of tokens and experts in the order in which experts compute. Built on the
-// device by stable sorts: the same on a CPU and a GPU, no size depends on the data.
+// The routing plan: pairs of tokens and experts in the order in which experts compute. Built where
+// they are, by counting on a CPU, by stable sorts on a GPU: the same, and no size depends on the data.
 //
 // Rows are ordered by expert, token, pair; a pair of expert -1 is dropped. Combining reads the rows
 // of a token in ascending order, that of a loop over experts: no atomics, the same bits every time.

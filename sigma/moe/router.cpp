@@ -1,10 +1,12 @@
 #include "sigma/moe/router.h"
 
+#include <ATen/Parallel.h>
 #include <torch/types.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "sigma/base/error.h"
 #include "sigma/moe/experts_grouped.h"
@@ -15,6 +17,7 @@ namespace {
 using torch::Tensor;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int64_t kRowsOfATask = 64;
 constexpr double kTiny = 1e-20;  // of a sum of weights that all underflowed
 
 // Places of the k largest along `dim`, best first. topk promises no order among ties: a stable sort
@@ -22,6 +25,32 @@ constexpr double kTiny = 1e-20;  // of a sum of weights that all underflowed
 Tensor best(const Tensor& values, int64_t k, int64_t dim) {
   return std::get<1>(torch::sort(values, /*stable=*/true, dim, /*descending=*/true))
       .narrow(dim, 0, k);
+}
+
+// As best(r, k, 1), r [T,E] float32 on the CPU without NaN: a row's best so far, kept in order.
+Tensor top_k_cpu(const Tensor& r, int64_t k) {
+  const Tensor values = r.contiguous();
+  const int64_t E = r.size(1);
+  Tensor out = torch::empty({r.size(0), k}, r.options().dtype(torch::kInt64));
+  at::parallel_for(0, r.size(0), kRowsOfATask, [&](int64_t from, int64_t to) {
+    std::vector<float> value(static_cast<size_t>(k));
+    for (int64_t t = from; t < to; ++t) {
+      const float* row = values.data_ptr<float>() + t * E;
+      int64_t* place = out.data_ptr<int64_t>() + t * k;
+      for (int64_t e = 0; e < E; ++e) {
+        // Equal ones keep their order: a later one goes behind.
+        if (e >= k && row[e] <= value[k - 1]) continue;
+        int64_t i = std::min(e, k - 1);
+        for (; i > 0 && value[i - 1] < row[e]; --i) {
+          value[i] = value[i - 1];
+          place[i] = place[i - 1];
+        }
+        value[i] = row[e];
+        place[i] = e;
+      }
+    }
+  });
+  return out;
 }
 
 // r with -inf outside the best groups.
@@ -44,9 +73,10 @@ Routing token_choice(const RouterConfig& config, int64_t K, const Tensor& logits
   if (bias.defined()) r = r + bias;
   r = r.nan_to_num(-kInfinity, kInfinity, -kInfinity);
   if (config.groups > 1) r = within_groups(config, r);
-  const bool on_gpu = r.is_cuda() && r.scalar_type() == torch::kFloat;
   // A copy: gather keeps it for the backward, and a view would keep the places of all experts.
-  const Tensor chosen = on_gpu ? top_k_cuda(r, K) : best(r, K, 1).contiguous();
+  const Tensor chosen = r.scalar_type() != torch::kFloat ? best(r, K, 1).contiguous()
+                        : r.is_cuda()                    ? top_k_cuda(r, K)
+                                                         : top_k_cpu(r, K);
   Tensor g = out.scores.gather(1, chosen);
   if (config.normalize) g = g / (g.sum(1, /*keepdim=*/true) + kTiny);
   out.pair_token = torch::arange(logits.size(0), chosen.options()).repeat_interleave(K);

@@ -35,7 +35,7 @@ const std::vector<Load> kLoads = {{"even", 40, 12, 8, 5, 2},
                                   {"no tokens", 0, 8, 8, 4, 2}};
 
 struct Inputs {
-  Tensor x, w_in, w_out, b_in, b_out, weight, grad;
+  Tensor x, w_in, w_out, b_in, b_out, weight, grad, pair_expert;
   Plan plan;
   std::string activation;
 
@@ -55,6 +55,7 @@ struct Inputs {
     Tensor expert = std::get<1>(noise.sort(true, 1, true)).narrow(1, 0, l.K).flatten();
     if (l.dropped > 0)
       expert = expert.masked_fill(torch::arange(expert.size(0)) % l.dropped == 0, -1);
+    pair_expert = expert;
     plan = make_plan(torch::arange(l.T).repeat_interleave(l.K), expert, l.T, l.E);
   }
 
@@ -212,13 +213,18 @@ TEST(Plan, OrdersPairsAndTurnsThemRound) {
   for (const Load& load : kLoads) {
     const Inputs in(load, "swiglu", false);
     const auto offsets = list(in.plan.offsets);
-    const auto tokens = list(in.plan.row_token);
+    const auto tokens = list(in.plan.row_token), pairs = list(in.plan.row_pair);
+    const auto experts = list(in.pair_expert);
     const auto token_offsets = list(in.plan.token_offsets);
     const auto token_rows = list(in.plan.token_rows);
     ASSERT_EQ(static_cast<int64_t>(offsets.size()), load.E + 1);
     for (size_t e = 0; e + 1 < offsets.size(); ++e) {
       ASSERT_LE(offsets[e], offsets[e + 1]);
-      for (int64_t r = offsets[e] + 1; r < offsets[e + 1]; ++r) EXPECT_LE(tokens[r - 1], tokens[r]);
+      for (int64_t r = offsets[e]; r < offsets[e + 1]; ++r) {
+        EXPECT_EQ(experts[pairs[r]], static_cast<int64_t>(e));
+        EXPECT_EQ(pairs[r] / load.K, tokens[r]);
+        if (r > offsets[e]) EXPECT_LT(pairs[r - 1], pairs[r]);
+      }
     }
     for (size_t r = static_cast<size_t>(offsets.back()); r < tokens.size(); ++r) {
       EXPECT_EQ(tokens[r], -1);
@@ -227,6 +233,8 @@ TEST(Plan, OrdersPairsAndTurnsThemRound) {
     for (size_t t = 0; t + 1 < token_offsets.size(); ++t) {
       for (int64_t i = token_offsets[t]; i < token_offsets[t + 1]; ++i)
         EXPECT_EQ(tokens[token_rows[i]], static_cast<int64_t>(t));
+      for (int64_t i = token_offsets[t] + 1; i < token_offsets[t + 1]; ++i)
+        EXPECT_LT(token_rows[i - 1], token_rows[i]);
     }
     EXPECT_EQ(token_offsets.back(), offsets.back());
   }

@@ -31,6 +31,14 @@ TEST(Router, ABadLogitNeverGivesABadIndex) {
   }
 }
 
+TEST(Router, Float32ChoosesAsTheStableSortOfFloat64DoesAmongTies) {
+  const Tensor logits = (normal({50, 16}, 9) * 2).round();  // few values: many ties
+  for (const int64_t K : {1, 3, 16})
+    EXPECT_TRUE(torch::equal(route({}, K, logits.to(torch::kFloat), {}, 1).pair_expert,
+                             route({}, K, logits, {}, 1).pair_expert))
+        << K;
+}
+
 TEST(Router, ExpertChoiceIsOneImagesOwnAffair) {
   const RouterConfig config{.kind = "expert_choice", .capacity = 1.2};
   const Tensor a = normal({35, 6}, 1), b = normal({35, 6}, 2), c = normal({35, 6}, 3);

@@ -1,8 +1,7 @@
-// Small products of gathered rows, float32, and an exponential that vectorises. Inlined into the
-// kernels that SIGMA_MULTIVERSION compiles once an instruction set. Torch-free.
+// Small products of gathered rows, float32. Inlined into the kernels that SIGMA_MULTIVERSION compiles
+// once an instruction set. Torch-free.
 #pragma once
 
-#include <bit>
 #include <cstdint>
 #include <type_traits>
 
@@ -11,25 +10,6 @@
 namespace sigma::kernels {
 
 constexpr int kTile = 6;  // rows of a register tile; its columns are kLanes, every width a multiple
-
-/// exp(x) to about 1 ulp; 0 below -87.
-SIGMA_INLINE Lanes exp_lanes(Lanes x) {
-  const Lanes low = Lanes{} - 87.0f;
-  const Lanes high = Lanes{} + 88.0f;
-  const Lanes bounded = x < low ? low : x > high ? high : x;
-  // x = n log 2 + r, |r| <= log(2) / 2; adding 1.5 * 2^23 rounds to a whole number.
-  const Lanes shifted = bounded * 1.44269504f + 12582912.0f;
-  const Lanes n = shifted - 12582912.0f;
-  const Lanes r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
-  Lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const LanesInt power = (std::bit_cast<LanesInt>(shifted) - 0x4B400000 + 127) << 23;
-  return x < low ? Lanes{} : p * std::bit_cast<Lanes>(power);
-}
 
 SIGMA_INLINE float max_of(const float* p, int64_t width) {
   Lanes top = load_lanes(p);

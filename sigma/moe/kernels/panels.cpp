@@ -8,7 +8,9 @@
 namespace sigma::kernels {
 namespace {
 
-constexpr int kTile = 6;  // rows of a register tile
+constexpr int kTile = 6;         // rows of a register tile
+constexpr int64_t kDepth = 64;   // of a product at a time: its part of a panel, 16 KB, stays in L1
+constexpr int64_t kStripe = 48;  // rows of a weight at a time: their part is read once a panel
 
 // Rows i and i + kStep of each pair of groups exchange halves: one of the four rounds of a transpose.
 template <int kStep>
@@ -64,9 +66,10 @@ SIGMA_INLINE void turn_columns(const float* panel, int64_t stride, int64_t n, in
     for (int64_t i = 0; i < n; ++i) to[i * width + c] = panel[c * stride + i];
 }
 
-// kRows x kVectors of out = left right (+ bias, or + out), kept in registers over the depth.
+// kRows x kVectors of out = left right (+ bias, or + out), kept in registers over the depth. kTurned:
+// left.row is 1; else left.column is.
 enum class Start { kZero, kBias, kSum };
-template <int kRows, int kVectors, Start kStart>
+template <int kRows, int kVectors, Start kStart, bool kTurned>
 SIGMA_INLINE void tile(const Matrix& left, int64_t depth, const float* right, int64_t right_stride,
                        const float* bias, float* out, int64_t out_stride) {
   Lanes sum[kRows][kVectors];
@@ -75,11 +78,12 @@ SIGMA_INLINE void tile(const Matrix& left, int64_t depth, const float* right, in
       sum[r][v] = kStart == Start::kSum    ? load_lanes(out + r * out_stride + v * kLanes)
                   : kStart == Start::kBias ? Lanes{} + bias[r]
                                            : Lanes{};
+  const int64_t row = kTurned ? 1 : left.row, column = kTurned ? left.column : 1;
   for (int64_t k = 0; k < depth; ++k) {
     Lanes x[kVectors];
     for (int v = 0; v < kVectors; ++v) x[v] = load_lanes(right + k * right_stride + v * kLanes);
     for (int r = 0; r < kRows; ++r) {
-      const float w = left.p[r * left.row + k * left.column];
+      const float w = left.p[r * row + k * column];
       for (int v = 0; v < kVectors; ++v) sum[r][v] += w * x[v];
     }
   }
@@ -87,16 +91,16 @@ SIGMA_INLINE void tile(const Matrix& left, int64_t depth, const float* right, in
     for (int v = 0; v < kVectors; ++v) store_lanes(out + r * out_stride + v * kLanes, sum[r][v]);
 }
 
-template <int kVectors, Start kStart>
-SIGMA_INLINE void tiles(Matrix left, int64_t rows, int64_t depth, const float* right,
+template <int kVectors, Start kStart, bool kTurned>
+SIGMA_INLINE void tiles(const Matrix& left, int64_t rows, int64_t depth, const float* right,
                         int64_t right_stride, const float* bias, float* out, int64_t out_stride) {
   int64_t r = 0;
   for (; r + kTile <= rows; r += kTile)
-    tile<kTile, kVectors, kStart>({left.p + r * left.row, left.row, left.column}, depth, right,
-                                  right_stride, bias + r, out + r * out_stride, out_stride);
+    tile<kTile, kVectors, kStart, kTurned>(left.at(r, 0), depth, right, right_stride, bias + r,
+                                           out + r * out_stride, out_stride);
   for (; r < rows; ++r)
-    tile<1, kVectors, kStart>({left.p + r * left.row, left.row, left.column}, depth, right,
-                              right_stride, bias + r, out + r * out_stride, out_stride);
+    tile<1, kVectors, kStart, kTurned>(left.at(r, 0), depth, right, right_stride, bias + r,
+                                       out + r * out_stride, out_stride);
 }
 
 #if defined(__x86_64__)
@@ -106,19 +110,39 @@ const bool kWide = false;
 #endif
 
 // `vectors` <= 4 columns of lanes. Four at once fill AVX-512's registers (24 of 32), one AVX2's.
-template <Start kStart>
+template <Start kStart, bool kTurned>
 SIGMA_INLINE void columns(const Matrix& left, int64_t rows, int64_t depth, const float* right,
                           int64_t right_stride, int64_t vectors, const float* bias, float* out,
                           int64_t out_stride) {
-  if (kWide && vectors == 4)
-    return tiles<4, kStart>(left, rows, depth, right, right_stride, bias, out, out_stride);
-  if (kWide && vectors == 3)
-    return tiles<3, kStart>(left, rows, depth, right, right_stride, bias, out, out_stride);
-  if (kWide && vectors == 2)
-    return tiles<2, kStart>(left, rows, depth, right, right_stride, bias, out, out_stride);
+#define SIGMA_COLUMNS(n) \
+  tiles<n, kStart, kTurned>(left, rows, depth, right, right_stride, bias, out, out_stride)
+  if (kWide && vectors == 4) return SIGMA_COLUMNS(4);
+  if (kWide && vectors == 3) return SIGMA_COLUMNS(3);
+  if (kWide && vectors == 2) return SIGMA_COLUMNS(2);
+#undef SIGMA_COLUMNS
   for (int64_t v = 0; v < vectors; ++v)
-    tiles<1, kStart>(left, rows, depth, right + v * kLanes, right_stride, bias, out + v * kLanes,
-                     out_stride);
+    tiles<1, kStart, kTurned>(left, rows, depth, right + v * kLanes, right_stride, bias,
+                              out + v * kLanes, out_stride);
+}
+
+template <bool kTurned>
+SIGMA_INLINE void product(const Matrix& left, int64_t rows, int64_t depth, const float* panel,
+                          int64_t lanes, const float* bias, float* out) {
+  const int64_t vectors = lanes / kLanes;
+  for (int64_t k = 0; k < depth; k += kDepth)
+    for (int64_t r = 0; r < rows; r += kStripe) {
+      const Matrix part = left.at(r, k);
+      const int64_t height = std::min(kStripe, rows - r), here = std::min(kDepth, depth - k);
+      const float* right = panel + k * lanes;
+      float* to = out + r * lanes;
+      if (k > 0)
+        columns<Start::kSum, kTurned>(part, height, here, right, lanes, vectors, out, to, lanes);
+      else if (bias != nullptr)
+        columns<Start::kBias, kTurned>(part, height, here, right, lanes, vectors, bias + r, to,
+                                       lanes);
+      else
+        columns<Start::kZero, kTurned>(part, height, here, right, lanes, vectors, out, to, lanes);
+    }
 }
 
 }  // namespace
@@ -165,10 +189,8 @@ SIGMA_MULTIVERSION void scatter_panel(const float* panel, int64_t n, int64_t wid
 SIGMA_MULTIVERSION void product_panel(const Matrix& left, int64_t rows, int64_t depth,
                                       const float* panel, int64_t lanes, const float* bias,
                                       float* out) {
-  const int64_t vectors = lanes / kLanes;
-  if (bias != nullptr)
-    columns<Start::kBias>(left, rows, depth, panel, lanes, vectors, bias, out, lanes);
-  else columns<Start::kZero>(left, rows, depth, panel, lanes, vectors, out, out, lanes);
+  if (left.column == 1) product<false>(left, rows, depth, panel, lanes, bias, out);
+  else product<true>(left, rows, depth, panel, lanes, bias, out);
 }
 
 SIGMA_MULTIVERSION void outer(const float* panel, int64_t rows, int64_t lanes, const float* blocks,
@@ -177,8 +199,9 @@ SIGMA_MULTIVERSION void outer(const float* panel, int64_t rows, int64_t lanes, c
   for (int64_t c = 0; c < width; c += kPanelRows) {
     const float* block = blocks + c * n;
     const int64_t here = std::min(width - c, kPanelRows), whole = here / kLanes;
-    if (add) columns<Start::kSum>(left, rows, n, block, kPanelRows, whole, sum, sum + c, width);
-    else columns<Start::kZero>(left, rows, n, block, kPanelRows, whole, sum, sum + c, width);
+    if (add)
+      columns<Start::kSum, false>(left, rows, n, block, kPanelRows, whole, sum, sum + c, width);
+    else columns<Start::kZero, false>(left, rows, n, block, kPanelRows, whole, sum, sum + c, width);
     for (int64_t j = whole * kLanes; j < here; ++j)
       for (int64_t r = 0; r < rows; ++r) {
         float total = add ? sum[r * width + c + j] : 0.0f;

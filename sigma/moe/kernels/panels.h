@@ -12,10 +12,11 @@ namespace sigma::kernels {
 
 constexpr int64_t kPanelRows = 64;
 
-/// A matrix [rows, columns] read at p[r * row + c * column].
+/// A matrix [rows, columns] read at p[r * row + c * column]; one of the two steps is 1.
 struct Matrix {
   const float* p;
   int64_t row, column;
+  Matrix at(int64_t r, int64_t c) const { return {p + r * row + c * column, row, column}; }
 };
 
 /// panel [width, padded(n)] of x[row[i]], i < n.
