@@ -6,7 +6,8 @@
 // products of T K / E rows, as many operations in all, is the rate to compare with. Router, order and
 // sums are inside the time. All sides take turns, one call each, and a ratio is the median of those of
 // neighbours: what slows the machine down for a while slows both. Every backward makes new gradients.
-// --check exits 1 when a goal is missed.
+// --check exits 1 when a goal is missed: of mm .80 forward and .70 with gradients in every case, of the
+// loop 3 for 64 experts of even loads. Under Zipf loads at::mm alone can be within 3 times the loop.
 #include <torch/autograd.h>
 #include <torch/types.h>
 #include <torch/utils.h>
@@ -153,7 +154,7 @@ int main(int argc, char** argv) {
     const double share_both = median_ratio(mm_both, both);
     const double ratio = median_ratio(theirs, both);
     const double rate = flops / median(mm_forward);
-    const bool miss = share < 0.8 || share_both < 0.7 || (c.E == 64 && ratio < 3);
+    const bool miss = share < 0.8 || share_both < 0.7 || (c.E == 64 && !c.zipf && ratio < 3);
     missed = missed || miss;
     const std::string name = fmt::format("T {} C {} I {} E {} K {}{}", c.T, c.C, c.I, c.E, c.K,
                                          c.zipf ? " Zipf" : " even");
