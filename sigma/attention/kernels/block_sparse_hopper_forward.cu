@@ -2,17 +2,18 @@
 //
 // One warpgroup (128 threads) is one CTA and owns the 64 rows of a chunk: row = head * tokens +
 // token. It walks the chunk's pieces of up to 64 keys with the online softmax: per piece, with
-// c = scale * log2(e) and per row a reference m and a sum l,
+// c = scale * log2(e) (not negative) and per row a reference m and a sum l,
 //
 //     S = Q K^T             64 x 64 scores, float32, Q in registers as operand A
 //     p = 2^(c (S - m))     rounded once to the inputs' type
 //     O = O + p V,  l = l + sum p
 //
 // m need not be the largest score so far: any m gives the same O / l. It is raised, and O and l
-// rescaled, only where a score passes it by 2^8, which is rare after the first pieces.
+// rescaled, only where a score passes it by 2^12 (p stays within float16), which is rare after the
+// first pieces.
 //
-// In time, of one CTA (three or more share an SM: while this one does its softmax, the tensor cores
-// work for the others):
+// In time, of one CTA (three, or four of D = 64, share an SM: while this one does its softmax, the
+// tensor cores work for the others):
 //
 //     tensor cores   S0 |           | P0 V0, S1 |           | P1 V1, S2 | ...
 //     registers         | softmax 0 |           | softmax 1 |
@@ -27,6 +28,8 @@ namespace {
 
 using namespace hopper;
 
+constexpr float kLow = -1e30f;  // m before a row has seen a key: below every score
+
 struct Params {
   CUtensorMap q, k, v;
   BlockSparseGpu a;
@@ -40,12 +43,16 @@ struct Params {
 template <int D>
 constexpr int kHeld = D == 128 ? 7 : D / 16;
 
+template <int D>
+constexpr int kSlots = D == 128 ? 2 : 3;
+
 // What a CTA keeps in shared memory. Registers are scarce: the walk's state is here, too.
 template <class T, int D>
 struct Shared {
-  T k[2][kPiece * D], v[2][kPiece * D];       // slots: entry e of the walk lies in slot e % 2
+  T k[kSlots<D>][kPiece * D],
+      v[kSlots<D>][kPiece * D];               // entry e of the walk lies in slot e % kSlots
   T q[kHeld<D> < D / 16 ? kPiece * 64 : 64];  // the last 64 columns, for the steps not held
-  uint64_t full_q, full_k[2], full_v[2], freed;
+  uint64_t full_q, full_k[kSlots<D>], full_v[kSlots<D>], freed;
   // The walk's entries e, at e % 128: first key, end of keys (perhaps | kMasked), who chose it.
   int first[128], end[128];
   uint64_t chosen[128];
@@ -74,10 +81,22 @@ __device__ inline void hide(float (&s)[32], const Params& p, const S& shared, in
     if (!(seen >> (i / 4 * 2 + i % 2 + i / 2 % 2 * 16) & 1)) s[i] = -CUDART_INF_F;
 }
 
+// The largest of a thread's 16 scores of a row, as a tree: short chains.
+__device__ inline float largest(const float (&s)[32], int row) {
+  float top[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float* x = s + 8 * i + 2 * row;
+    top[i] = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[4], x[5]));
+  }
+  return fmaxf(fmaxf(top[0], top[1]), fmaxf(top[2], top[3]));
+}
+
 template <class T, int D, int ctas>
 __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constant__ Params p) {
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<Shared<T, D>*>(memory);
+  constexpr int slots = kSlots<D>;
   const BlockWalk& w = p.w;
   const int lane = threadIdx.x % 32, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   const int row = threadIdx.x / 32 * 16 + lane / 4;
@@ -101,8 +120,8 @@ __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constan
     shared.bg = bg;
     shared.b = bg / int(w.G);
     barrier_init(&shared.full_q, 1);
-    for (int i = 0; i < 2; ++i) barrier_init(&shared.full_k[i], 1);
-    for (int i = 0; i < 2; ++i) barrier_init(&shared.full_v[i], 1);
+    for (int i = 0; i < slots; ++i) barrier_init(&shared.full_k[i], 1);
+    for (int i = 0; i < slots; ++i) barrier_init(&shared.full_v[i], 1);
     barrier_init(&shared.freed, 4);
     barrier_init_fence();
   }
@@ -122,14 +141,14 @@ __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constan
   // By one thread of warp 0: ask for K or V of an entry.
   const auto load_k = [&](int e) {
     if (e >= count) return;
-    barrier_expect(&shared.full_k[e % 2], kPiece * D * 2);
-    tma_load_tile<D>(shared.k[e % 2], &p.k, &shared.full_k[e % 2], shared.first[e % 128],
+    barrier_expect(&shared.full_k[e % slots], kPiece * D * 2);
+    tma_load_tile<D>(shared.k[e % slots], &p.k, &shared.full_k[e % slots], shared.first[e % 128],
                      shared.bg);
   };
   const auto load_v = [&](int e) {
     if (e >= count) return;
-    barrier_expect(&shared.full_v[e % 2], kPiece * D * 2);
-    tma_load_tile<D>(shared.v[e % 2], &p.v, &shared.full_v[e % 2], shared.first[e % 128],
+    barrier_expect(&shared.full_v[e % slots], kPiece * D * 2);
+    tma_load_tile<D>(shared.v[e % slots], &p.v, &shared.full_v[e % slots], shared.first[e % 128],
                      shared.bg);
   };
   // All four warps are done with slots: warp 0 may have them filled again. `turn` counts the calls.
@@ -144,27 +163,28 @@ __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constan
   const int rows = w.tokens * w.heads;
   if (warp == 0 && elect()) {
     barrier_expect(&shared.full_q, rows * 2 * (D + (kHeld<D> < D / 16 ? 64 : 0)));
-    tma_load_tile<D>(shared.v[1], &p.q, &shared.full_q, q_first, first_head());
+    tma_load_tile<D>(shared.v[slots - 1], &p.q, &shared.full_q, q_first, first_head());
     if (kHeld<D> < D / 16) tma_load(shared.q, &p.q, &shared.full_q, D - 64, q_first, first_head());
-    load_k(0);
-    load_v(0);
-    load_k(1);
+    for (int e = 0; e < slots; ++e) {
+      load_k(e);
+      if (e + 1 < slots) load_v(e);
+    }
   }
   uint32_t q[kHeld<D>][4];
   barrier_wait(&shared.full_q, 0);
 #pragma unroll
-  for (int s = 0; s < kHeld<D>; ++s) load_operand(q[s], shared_address(shared.v[1]), s);
+  for (int s = 0; s < kHeld<D>; ++s) load_operand(q[s], shared_address(shared.v[slots - 1]), s);
   fence_async();
   __syncthreads();
-  if (warp == 0 && elect()) load_v(1);
+  if (warp == 0 && elect()) load_v(slots - 1);
 
-  float o[D / 2], s[32], m0 = -CUDART_INF_F, m1 = m0, l0 = 0, l1 = 0;
+  float o[D / 2], s[32], m0 = kLow, m1 = kLow, l0 = 0, l1 = 0;
 #pragma unroll
   for (int i = 0; i < D / 2; ++i) o[i] = 0;
 
   const auto scores = [&](int e) {  // issue S of entry e
-    barrier_wait(&shared.full_k[e % 2], e / 2 & 1);
-    const uint32_t k = shared_address(shared.k[e % 2]);
+    barrier_wait(&shared.full_k[e % slots], e / slots & 1);
+    const uint32_t k = shared_address(shared.k[e % slots]);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < D / 16; ++i)
@@ -178,48 +198,45 @@ __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constan
     wgmma_wait<0>();
     pin(s);
     freed(0);
-    if (warp == 0 && elect()) load_k(2);
+    if (warp == 0 && elect()) load_k(slots);
   }
 #pragma unroll 1
   for (int e = 0; e < count; ++e) {
     if (e % 64 == 32 && e > 64 && threadIdx.x < 64) fetch(e + 32 + threadIdx.x);
     if (shared.end[e % 128] & kMasked) hide(s, p, shared, e, token0, token1);
-    float top0 = s[0], top1 = s[2];
+    // m is raised where a score passes it by more than `slack`; each thread looks at its own.
+    const bool chose0 = shared.chosen[e % 128] >> token0 & 1,
+               chose1 = shared.chosen[e % 128] >> token1 & 1;
+    float top0 = largest(s, 0), top1 = largest(s, 1);
+    if (__any_sync(~0u, (chose0 && top0 > m0 + p.slack) || (chose1 && top1 > m1 + p.slack))) {
 #pragma unroll
-    for (int i = 0; i < 32; ++i) (i / 2 % 2 ? top1 : top0) = fmaxf(i / 2 % 2 ? top1 : top0, s[i]);
-#pragma unroll
-    for (int apart = 1; apart < 3; ++apart) {
-      top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, apart));
-      top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, apart));
-    }
-    const uint64_t chosen = shared.chosen[e % 128];
-    if (!(chosen >> token0 & 1)) top0 = -CUDART_INF_F;
-    if (!(chosen >> token1 & 1)) top1 = -CUDART_INF_F;
-    if (__any_sync(~0u, top0 > m0 + p.slack || top1 > m1 + p.slack)) {
-      const float now0 = fmaxf(m0, top0), now1 = fmaxf(m1, top1);
-      const float by0 = now0 == m0 ? 1 : exp2_fast((m0 - now0) * p.c);  // m0 -inf: 0
-      const float by1 = now1 == m1 ? 1 : exp2_fast((m1 - now1) * p.c);
+      for (int apart = 1; apart < 3; ++apart) {
+        top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, apart));
+        top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, apart));
+      }
+      const float now0 = chose0 ? fmaxf(m0, top0) : m0, now1 = chose1 ? fmaxf(m1, top1) : m1;
+      const float by0 = exp2_fast((m0 - now0) * p.c), by1 = exp2_fast((m1 - now1) * p.c);
       m0 = now0, m1 = now1;
       l0 *= by0, l1 *= by1;
 #pragma unroll
       for (int i = 0; i < D / 2; ++i) o[i] *= i / 2 % 2 ? by1 : by0;
     }
-    // A shift of +inf makes all p of a row 0: rows that see nothing here or did not choose it.
-    const float shift0 = top0 > -CUDART_INF_F ? m0 * p.c : CUDART_INF_F;
-    const float shift1 = top1 > -CUDART_INF_F ? m1 * p.c : CUDART_INF_F;
+    // A shift of +inf makes all p of a row 0: its token did not choose this piece.
+    const float shift0 = chose0 ? m0 * p.c : CUDART_INF_F,
+                shift1 = chose1 ? m1 * p.c : CUDART_INF_F;
     uint32_t a[4][4];
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
+      float* x = s + 8 * step;
 #pragma unroll
-      for (int i = 8 * step; i < 8 * step + 8; ++i) {
-        s[i] = exp2_fast(fmaf(s[i], p.c, -(i / 2 % 2 ? shift1 : shift0)));
-        (i / 2 % 2 ? l1 : l0) += s[i];
-      }
+      for (int i = 0; i < 8; ++i) x[i] = exp2_fast(fmaf(x[i], p.c, -(i / 2 % 2 ? shift1 : shift0)));
       pack_operand<T>(a[step], s, step);
+      l0 += (x[0] + x[1]) + (x[4] + x[5]);
+      l1 += (x[2] + x[3]) + (x[6] + x[7]);
     }
 
-    barrier_wait(&shared.full_v[e % 2], e / 2 & 1);
-    const uint32_t v = shared_address(shared.v[e % 2]);
+    barrier_wait(&shared.full_v[e % slots], e / slots & 1);
+    const uint32_t v = shared_address(shared.v[e % slots]);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 4; ++i) wgmma<T, true>(o, a[i], mn_major(v, i));
@@ -230,8 +247,8 @@ __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constan
     pin(s);
     freed(e + 1);
     if (warp == 0 && elect()) {
-      load_v(e + 2);
-      load_k(e + 3);
+      load_v(e + slots);
+      load_k(e + 1 + slots);
     }
   }
 
@@ -255,15 +272,19 @@ __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constan
 
 template <class T, int D, int ctas>
 cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t stream) {
+  if (a.Nq == 0) return cudaSuccess;
   Params p;
   p.a = a;
   p.w = w;
   p.head_tiles = int(a.H / a.G / w.heads);
   p.c = a.scale * 1.4426950408889634f;
-  p.slack = 8 / p.c;
+  p.slack = 12 / p.c;
   cudaError_t error = tensor_map(&p.q, a.q, a.half, D, a.Nq, a.B * a.H, w.tokens, w.heads);
-  if (error == cudaSuccess) error = tensor_map(&p.k, a.k, a.half, D, a.Nk, a.B * a.G, kPiece, 1);
-  if (error == cudaSuccess) error = tensor_map(&p.v, a.v, a.half, D, a.Nk, a.B * a.G, kPiece, 1);
+  if (a.Nk == 0) p.k = p.v = p.q;  // never read
+  if (error == cudaSuccess && a.Nk > 0)
+    error = tensor_map(&p.k, a.k, a.half, D, a.Nk, a.B * a.G, kPiece, 1);
+  if (error == cudaSuccess && a.Nk > 0)
+    error = tensor_map(&p.v, a.v, a.half, D, a.Nk, a.B * a.G, kPiece, 1);
   const auto kernel = forward_kernel<T, D, ctas>;
   const int bytes = sizeof(Shared<T, D>);
   if (error == cudaSuccess)
