@@ -1,16 +1,7 @@
 // The forward of block-sparse attention on Hopper.
 //
-// One warpgroup (128 threads) is one CTA and owns the 64 rows of a chunk: row = head * tokens +
-// token. It walks the chunk's pieces of up to 64 keys with the online softmax: per piece, with
-// c = scale * log2(e) (not negative) and per row a reference m and a sum l,
-//
-//     S = Q K^T             64 x 64 scores, float32, Q in registers as operand A
-//     p = 2^(c (S - m))     rounded once to the inputs' type
-//     O = O + p V,  l = l + sum p
-//
-// m need not be the largest score so far: any m gives the same O / l. It is raised, and O and l
-// rescaled, only where a score passes it by 2^12 (p stays within float16), which is rare after the
-// first pieces.
+// One warpgroup (128 threads) is one CTA and walks one chunk; block_sparse_hopper_forward.h has the
+// equations. For wide heads and many chunks block_sparse_hopper_forward_shared.cu is faster.
 //
 // In time, of one CTA (three, or four of D = 64, share an SM: while this one does its softmax, the
 // tensor cores work for the others):
@@ -18,26 +9,12 @@
 //     tensor cores   S0 |           | P0 V0, S1 |           | P1 V1, S2 | ...
 //     registers         | softmax 0 |           | softmax 1 |
 //     copy engine    K0 V0 K1 | K2, V1 ...      | V2, K3    | ...       into two slots of each
-#include <math_constants.h>
-
-#include "sigma/attention/kernels/block_sparse_hopper.h"
-#include "sigma/attention/kernels/hopper.h"
+#include "sigma/attention/kernels/block_sparse_hopper_forward.h"
 
 namespace sigma::kernels {
 namespace {
 
 using namespace hopper;
-
-constexpr float kLow = -1e30f;  // m before a row has seen a key: below every score
-
-struct Params {
-  CUtensorMap q, k, v;
-  BlockSparseGpu a;
-  BlockWalk w;
-  int head_tiles;  // (H / G) / heads
-  float c;         // scale * log2(e)
-  float slack;     // 8 / c
-};
 
 // Steps of 16 columns of Q in registers; there is no room for all 8 of D = 128.
 template <int D>
@@ -60,40 +37,9 @@ struct Shared {
   int b, bg;
 };
 
-// Scores of hidden pairs become -inf. Columns of this thread: 8j + 2 (lane % 4) + {0, 1}.
-template <class S>
-__device__ inline void hide(float (&s)[32], const Params& p, const S& shared, int e, int token0,
-                            int token1) {
-  const int first = shared.first[e % 128], end = shared.end[e % 128] & ~kMasked;
-  // One bit a column, of the thread's first row and (16 higher) its second: few registers.
-  uint32_t seen = 0;
-#pragma unroll 1
-  for (int j = 0; j < 16; ++j) {
-    const int key = first + j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2;
-    if (key >= end || (p.a.key_valid && !p.a.key_valid[int64_t(shared.b) * p.a.Nk + key])) continue;
-    const int rank = p.a.rank_q ? p.a.rank_k[key] : 0;
-    const uint32_t window = p.a.rank_q && p.a.window > 0 ? p.a.window : 1u << 31;
-    seen |= uint32_t(uint32_t(shared.rank_q[token0] - rank) < window) << j;
-    seen |= uint32_t(uint32_t(shared.rank_q[token1] - rank) < window) << (j + 16);
-  }
-#pragma unroll
-  for (int i = 0; i < 32; ++i)
-    if (!(seen >> (i / 4 * 2 + i % 2 + i / 2 % 2 * 16) & 1)) s[i] = -CUDART_INF_F;
-}
-
-// The largest of a thread's 16 scores of a row, as a tree: short chains.
-__device__ inline float largest(const float (&s)[32], int row) {
-  float top[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float* x = s + 8 * i + 2 * row;
-    top[i] = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[4], x[5]));
-  }
-  return fmaxf(fmaxf(top[0], top[1]), fmaxf(top[2], top[3]));
-}
-
 template <class T, int D, int ctas>
-__global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(128, ctas)
+    forward_kernel(const __grid_constant__ ForwardParams p) {
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<Shared<T, D>*>(memory);
   constexpr int slots = kSlots<D>;
@@ -203,37 +149,12 @@ __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constan
 #pragma unroll 1
   for (int e = 0; e < count; ++e) {
     if (e % 64 == 32 && e > 64 && threadIdx.x < 64) fetch(e + 32 + threadIdx.x);
-    if (shared.end[e % 128] & kMasked) hide(s, p, shared, e, token0, token1);
-    // m is raised where a score passes it by more than `slack`; each thread looks at its own.
-    const bool chose0 = shared.chosen[e % 128] >> token0 & 1,
-               chose1 = shared.chosen[e % 128] >> token1 & 1;
-    float top0 = largest(s, 0), top1 = largest(s, 1);
-    if (__any_sync(~0u, (chose0 && top0 > m0 + p.slack) || (chose1 && top1 > m1 + p.slack))) {
-#pragma unroll
-      for (int apart = 1; apart < 3; ++apart) {
-        top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, apart));
-        top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, apart));
-      }
-      const float now0 = chose0 ? fmaxf(m0, top0) : m0, now1 = chose1 ? fmaxf(m1, top1) : m1;
-      const float by0 = exp2_fast((m0 - now0) * p.c), by1 = exp2_fast((m1 - now1) * p.c);
-      m0 = now0, m1 = now1;
-      l0 *= by0, l1 *= by1;
-#pragma unroll
-      for (int i = 0; i < D / 2; ++i) o[i] *= i / 2 % 2 ? by1 : by0;
-    }
-    // A shift of +inf makes all p of a row 0: its token did not choose this piece.
-    const float shift0 = chose0 ? m0 * p.c : CUDART_INF_F,
-                shift1 = chose1 ? m1 * p.c : CUDART_INF_F;
+    if (shared.end[e % 128] & kMasked)
+      hide(s, p, shared.b, shared.first[e % 128], shared.end[e % 128] & ~kMasked,
+           shared.rank_q[token0], shared.rank_q[token1]);
+    const uint64_t chosen = shared.chosen[e % 128];
     uint32_t a[4][4];
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      float* x = s + 8 * step;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) x[i] = exp2_fast(fmaf(x[i], p.c, -(i / 2 % 2 ? shift1 : shift0)));
-      pack_operand<T>(a[step], s, step);
-      l0 += (x[0] + x[1]) + (x[4] + x[5]);
-      l1 += (x[2] + x[3]) + (x[6] + x[7]);
-    }
+    weights<T>(a, s, o, m0, m1, l0, l1, chosen >> token0 & 1, chosen >> token1 & 1, p);
 
     barrier_wait(&shared.full_v[e % slots], e / slots & 1);
     const uint32_t v = shared_address(shared.v[e % slots]);
@@ -252,39 +173,13 @@ __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constan
     }
   }
 
-  // The row's four lanes add up their sums; out = O / l, lse = m scale + ln l.
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float l = r ? l1 : l0;
-    l += __shfl_xor_sync(~0u, l, 1);
-    l += __shfl_xor_sync(~0u, l, 2);
-    const int h = (row + 8 * r) / w.tokens, query = q_first + (row + 8 * r) % w.tokens;
-    if (h >= w.heads || query >= w.q_first[chunk + 1]) continue;
-    const int64_t at = int64_t(first_head() + h) * p.a.Nq + query;
-    const float by = l > 0 ? 1 / l : 0;
-    if (lane % 4 == 0) p.a.lse[at] = l > 0 ? (r ? m1 : m0) * p.a.scale + logf(l) : -CUDART_INF_F;
-    uint32_t* out = static_cast<uint32_t*>(p.a.out) + at * (D / 2) + lane % 4;
-#pragma unroll
-    for (int j = 0; j < D / 8; ++j)
-      out[4 * j] = pack(T(), o[4 * j + 2 * r] * by, o[4 * j + 2 * r + 1] * by);
-  }
+  store_rows<T>(p, o, m0, m1, l0, l1, first_head(), q_first, w.q_first[chunk + 1]);
 }
 
 template <class T, int D, int ctas>
 cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t stream) {
-  if (a.Nq == 0) return cudaSuccess;
-  Params p;
-  p.a = a;
-  p.w = w;
-  p.head_tiles = int(a.H / a.G / w.heads);
-  p.c = a.scale * 1.4426950408889634f;
-  p.slack = 12 / p.c;
-  cudaError_t error = tensor_map(&p.q, a.q, a.half, D, a.Nq, a.B * a.H, w.tokens, w.heads);
-  if (a.Nk == 0) p.k = p.v = p.q;  // never read
-  if (error == cudaSuccess && a.Nk > 0)
-    error = tensor_map(&p.k, a.k, a.half, D, a.Nk, a.B * a.G, kPiece, 1);
-  if (error == cudaSuccess && a.Nk > 0)
-    error = tensor_map(&p.v, a.v, a.half, D, a.Nk, a.B * a.G, kPiece, 1);
+  ForwardParams p;
+  cudaError_t error = forward_params(p, a, w);
   const auto kernel = forward_kernel<T, D, ctas>;
   const int bytes = sizeof(Shared<T, D>);
   if (error == cudaSuccess)
@@ -300,9 +195,13 @@ cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t str
 cudaError_t block_sparse_hopper_forward(const BlockSparseGpu& a, const BlockWalk& w,
                                         cudaStream_t stream) {
   if (a.D != a.Dv || (a.D != 64 && a.D != 128)) return cudaErrorInvalidValue;
+  if (a.Nq == 0 || a.B * a.H == 0) return cudaSuccess;
   if (a.D == 64)
     return a.half ? launch<__half, 64, 4>(a, w, stream)
                   : launch<__nv_bfloat16, 64, 4>(a, w, stream);
+  // Shared loads pay once the chunks are more than run at the same time anyway, three an SM.
+  const int64_t chunks = a.B * a.H / w.heads * w.C, at_once = 3 * 132;
+  if (chunks > at_once) return forward_shared(a, w, stream);
   return a.half ? launch<__half, 128, 3>(a, w, stream)
                 : launch<__nv_bfloat16, 128, 3>(a, w, stream);
 }
