@@ -24,12 +24,9 @@ using namespace hopper;
 
 constexpr float kLog2e = 1.4426950408889634f;
 
-#ifndef KV64
-#define KV64 2
-#endif
 template <int D, bool gather>
 struct Shared {
-  static constexpr int kStages = gather || D == 128 ? 2 : KV64 == 2 ? 4 : 3;
+  static constexpr int kStages = gather || D == 128 ? 2 : 4;
   alignas(1024) unsigned char key_value[2][64 * D * 2];
   RowStage<D> stage[kStages];
   RowFacts facts[kStages];
@@ -60,15 +57,13 @@ __device__ void hide(float (&p)[32], const RowFacts& facts, int slots, const Blo
   }
 }
 
-// CTAs of a multiprocessor, and whether K and V stay in registers, too, as operands A: then the
-// matrix instructions read half as much shared memory.
+// Do K and V stay in registers, too, as operands A? Then the matrix instructions of S and dP read
+// half as much shared memory.
 template <int D>
-constexpr int kCtas = D == 128 ? 2 : KV64;
-template <int D>
-constexpr bool kHeld = D == 64 && kCtas<D> == 2;
+constexpr bool kHeld = D == 64;
 
 template <class T, int D, bool gather>
-__global__ void __launch_bounds__(128, kCtas<D>)
+__global__ void __launch_bounds__(128, 2)
     grad_kv_kernel(const __grid_constant__ BlockSparseGpu a, const __grid_constant__ BlockWalk w,
                    const __grid_constant__ GradWork work, const __grid_constant__ CUtensorMap q_map,
                    const __grid_constant__ CUtensorMap grad_out_map,
@@ -103,8 +98,8 @@ __global__ void __launch_bounds__(128, kCtas<D>)
   const auto fetch = [&](int stage) {
     return rows.fetch(s.stage[stage], s.facts[stage], &s.full[stage], &q_map, &grad_out_map);
   };
-  // Items under way before the current one's stage is asked for again, and their tokens. With many
-  // stages the one freed two items ago is filled, and nobody waits for that.
+  // Items under way while one is worked on, itself among them, and their tokens. With many stages
+  // the next goes where the one before the last was, and nobody waits for that place.
   constexpr int kAhead = kStages >= 4 ? kStages - 2 : kStages - 1;
   int count[kAhead + 1];
 #pragma unroll

@@ -25,19 +25,16 @@ using namespace hopper;
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr int kWindow = 256;  // entries of the walk in shared memory, entry e at e % kWindow
 
-#ifndef Q64
-#define Q64 3
-#endif
 // CTAs of a multiprocessor. Does the product dQ run on into the next entry? That takes registers.
 template <int D>
-constexpr int kCtas = D == 128 ? 2 : Q64;
+constexpr int kCtas = D == 128 ? 2 : 3;
 template <int D>
 constexpr bool kRunOn = kCtas<D> == 2;
 
 template <int D>
 struct Shared {
   static constexpr int kTile = 64 * D * 2;  // bytes
-  static constexpr int kStages = D == 128 ? 3 : kCtas<D> == 2 ? 6 : 4;
+  static constexpr int kStages = D == 128 ? 3 : 4;
   // 2 tiles a stage: K, V (first of all, in stage 0: Q, dO).
   alignas(1024) unsigned char tile[kStages][2][kTile];
   uint64_t chose[kWindow];  // which tokens chose it

@@ -21,7 +21,7 @@ namespace sigma::kernels::hopper {
 template <bool gather>
 struct RowQueue {
   // The column's first entry, the task's entries from there (taken from the last to the first, see
-  // below); b H + the group's first head. Here to save registers.
+  // read_ahead), and b H + the group's first head. Here to save registers.
   int64_t begin;
   int32_t first, last, bh;
   int2 place[64];  // of row r: its head times Nq, and its token of the item
@@ -72,7 +72,7 @@ struct Rows {
   uint64_t next_chose = 0;
 
   // From the last entry to the first: all columns of causal lists end with the last queries, so
-  // CTAs that run together read about the same rows, and these come from the L2 cache.
+  // CTAs that start together read about the same rows, and some of these from the L2 cache.
   __device__ void read_ahead() {
     const int e = queue.last - 1 - from - int(threadIdx.x % 32);
     next = e >= queue.first ? w.col_chunk[queue.begin + e] : -1;
@@ -147,7 +147,8 @@ struct Rows {
     drained = from >= queue.last - queue.first && head + w.heads >= M;
   }
 
-  // Fetches the queue's next item, returns its tokens (chunks); 0: there is none. A group of copies.
+  // Fetches the queue's next item and returns its tokens (chunks), 0 if there is none. All threads; a
+  // group of copies.
   __device__ int fetch(RowStage<D>& stage, RowFacts& facts, uint64_t* barrier, const CUtensorMap* q,
                        const CUtensorMap* grad_out) {
     const int t = threadIdx.x, count = min(slots, queued - at);
