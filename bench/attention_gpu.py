@@ -153,7 +153,7 @@ def dense():
 
 def ordered(chosen):
     """bool [heads,rows,columns] -> counts, and the columns chosen first."""
-    return chosen.sum(-1, dtype=torch.int32)[None], chosen.int().argsort(-1, descending=True, stable=True).int()[None]
+    return chosen.sum(-1, dtype=torch.int32)[None], chosen.int().argsort(dim=-1, descending=True, stable=True).int()[None]
 
 
 def table(side):

@@ -46,19 +46,18 @@ struct Shared {
   T k[2][kPiece * D], v[2][kPiece * D];       // slots: entry e of the walk lies in slot e % 2
   T q[kHeld<D> < D / 16 ? kPiece * 64 : 64];  // the last 64 columns, for the steps not held
   uint64_t full_q, full_k[2], full_v[2], freed;
-  const int32_t* pieces;  // of the walk
-  const uint64_t* chose;
-  int b, bg;
+  // The walk's entries e, at e % 128: first key, end of keys (perhaps | kMasked), who chose it.
+  int first[128], end[128];
+  uint64_t chosen[128];
   int rank_q[64];  // by token
-  int piece[4];    // of entry e at e % 4, written by thread 0 when it asks for K
-  uint64_t chosen[4];
+  int b, bg;
 };
 
 // Scores of hidden pairs become -inf. Columns of this thread: 8j + 2 (lane % 4) + {0, 1}.
 template <class S>
-__device__ inline void hide(float (&s)[32], const Params& p, const S& shared, int piece, int token0,
+__device__ inline void hide(float (&s)[32], const Params& p, const S& shared, int e, int token0,
                             int token1) {
-  const int first = p.w.key_first[piece], end = p.w.key_first[piece + 1];
+  const int first = shared.first[e % 128], end = shared.end[e % 128] & ~kMasked;
   // One bit a column, of the thread's first row and (16 higher) its second: few registers.
   uint32_t seen = 0;
 #pragma unroll 1
@@ -80,7 +79,8 @@ __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constan
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<Shared<T, D>*>(memory);
   const BlockWalk& w = p.w;
-  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
+  const int lane = threadIdx.x % 32, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+  const int row = threadIdx.x / 32 * 16 + lane / 4;
   const int token0 = row % w.tokens, token1 = (row + 8) % w.tokens;  // of rows `row` and `row + 8`
 
   // The work of this CTA. One (b, g)'s chunks run together, so that its K and V stay in the L2
@@ -98,8 +98,6 @@ __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constan
     shared.rank_q[threadIdx.x] = p.a.rank_q ? p.a.rank_q[query] : 0;
   }
   if (threadIdx.x == 0) {
-    shared.pieces = w.piece + (int64_t(bg) * C + chunk) * w.cap;
-    shared.chose = w.chose ? w.chose + (int64_t(bg) * C + chunk) * w.cap : nullptr;
     shared.bg = bg;
     shared.b = bg / int(w.G);
     barrier_init(&shared.full_q, 1);
@@ -108,34 +106,43 @@ __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constan
     barrier_init(&shared.freed, 4);
     barrier_init_fence();
   }
+  // The entries e0 + thread of the walk come into shared memory, two halves of 64 by turns.
+  const auto fetch = [&](int e) {
+    if (e >= count) return;
+    const int64_t at = (int64_t(shared.bg) * C + chunk) * w.cap + e;
+    const int piece = w.piece[at] & ~kMasked;
+    shared.first[e % 128] = w.key_first[piece];
+    shared.end[e % 128] = w.key_first[piece + 1] | (w.piece[at] & kMasked);
+    shared.chosen[e % 128] = w.chose ? w.chose[at] : ~uint64_t(0);
+  };
+  __syncthreads();
+  fetch(threadIdx.x);
   __syncthreads();
 
-  // By thread 0: ask for K or V of an entry. What it notes here, others may read once K is there.
+  // By one thread of warp 0: ask for K or V of an entry.
   const auto load_k = [&](int e) {
     if (e >= count) return;
-    const int piece = shared.pieces[e];
-    shared.piece[e % 4] = piece;
-    shared.chosen[e % 4] = shared.chose ? shared.chose[e] : ~uint64_t(0);
     barrier_expect(&shared.full_k[e % 2], kPiece * D * 2);
-    tma_load_tile<D>(shared.k[e % 2], &p.k, &shared.full_k[e % 2], w.key_first[piece & ~kMasked],
+    tma_load_tile<D>(shared.k[e % 2], &p.k, &shared.full_k[e % 2], shared.first[e % 128],
                      shared.bg);
   };
   const auto load_v = [&](int e) {
     if (e >= count) return;
     barrier_expect(&shared.full_v[e % 2], kPiece * D * 2);
-    tma_load_tile<D>(shared.v[e % 2], &p.v, &shared.full_v[e % 2],
-                     w.key_first[shared.piece[e % 4] & ~kMasked], shared.bg);
+    tma_load_tile<D>(shared.v[e % 2], &p.v, &shared.full_v[e % 2], shared.first[e % 128],
+                     shared.bg);
   };
-  // All four warps are done with slots: thread 0 may fill them again. `turn` counts the calls.
+  // All four warps are done with slots: warp 0 may have them filled again. `turn` counts the calls.
   const auto freed = [&](int turn) {
+    __syncwarp();
     if (lane == 0) barrier_arrive(&shared.freed);
-    if (threadIdx.x == 0) barrier_wait(&shared.freed, turn & 1);
+    if (warp == 0) barrier_wait(&shared.freed, turn & 1);
   };
 
   // Q comes through the second slot of V. Rows behind the last of the chunk are not read, or not
   // stored: a row of A has no effect on the others.
   const int rows = w.tokens * w.heads;
-  if (threadIdx.x == 0) {
+  if (warp == 0 && elect()) {
     barrier_expect(&shared.full_q, rows * 2 * (D + (kHeld<D> < D / 16 ? 64 : 0)));
     tma_load_tile<D>(shared.v[1], &p.q, &shared.full_q, q_first, first_head());
     if (kHeld<D> < D / 16) tma_load(shared.q, &p.q, &shared.full_q, D - 64, q_first, first_head());
@@ -149,7 +156,7 @@ __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constan
   for (int s = 0; s < kHeld<D>; ++s) load_operand(q[s], shared_address(shared.v[1]), s);
   fence_async();
   __syncthreads();
-  if (threadIdx.x == 0) load_v(1);
+  if (warp == 0 && elect()) load_v(1);
 
   float o[D / 2], s[32], m0 = -CUDART_INF_F, m1 = m0, l0 = 0, l1 = 0;
 #pragma unroll
@@ -171,12 +178,12 @@ __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constan
     wgmma_wait<0>();
     pin(s);
     freed(0);
-    if (threadIdx.x == 0) load_k(2);
+    if (warp == 0 && elect()) load_k(2);
   }
 #pragma unroll 1
   for (int e = 0; e < count; ++e) {
-    const int piece = shared.piece[e % 4];
-    if (piece & kMasked) hide(s, p, shared, piece & ~kMasked, token0, token1);
+    if (e % 64 == 32 && e > 64 && threadIdx.x < 64) fetch(e + 32 + threadIdx.x);
+    if (shared.end[e % 128] & kMasked) hide(s, p, shared, e, token0, token1);
     float top0 = s[0], top1 = s[2];
 #pragma unroll
     for (int i = 0; i < 32; ++i) (i / 2 % 2 ? top1 : top0) = fmaxf(i / 2 % 2 ? top1 : top0, s[i]);
@@ -185,7 +192,7 @@ __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constan
       top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, apart));
       top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, apart));
     }
-    const uint64_t chosen = shared.chosen[e % 4];
+    const uint64_t chosen = shared.chosen[e % 128];
     if (!(chosen >> token0 & 1)) top0 = -CUDART_INF_F;
     if (!(chosen >> token1 & 1)) top1 = -CUDART_INF_F;
     if (__any_sync(~0u, top0 > m0 + p.slack || top1 > m1 + p.slack)) {
@@ -222,7 +229,7 @@ __global__ void __launch_bounds__(128, ctas) forward_kernel(const __grid_constan
     pin(o);
     pin(s);
     freed(e + 1);
-    if (threadIdx.x == 0) {
+    if (warp == 0 && elect()) {
       load_v(e + 2);
       load_k(e + 3);
     }

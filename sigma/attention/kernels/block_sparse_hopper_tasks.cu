@@ -4,12 +4,16 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <algorithm>
+#include <type_traits>
+
 #include "sigma/attention/kernels/block_sparse_hopper_grad.h"
 
 namespace sigma::kernels {
 namespace {
 
 constexpr int kWarps = 8;       // of a CTA of count and emit: one column each
+constexpr int kRun = 8;         // entries of a lane, a step of emit
 constexpr int kPlan = 1024;     // threads of plan
 constexpr int kShortest = 512;  // a column of at most so many pairs is never cut
 
@@ -33,6 +37,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   const Column c = column_of(w, column);
   int sum = 0;
   if (w.col_chose) {
+#pragma unroll 8
     for (int64_t e = c.first + threadIdx.x % 32; e < c.last; e += 32) sum += pairs_of(w, e);
     sum = __reduce_add_sync(~0u, sum);
   } else {
@@ -113,22 +118,35 @@ __global__ void __launch_bounds__(kWarps * 32)
   __syncwarp();
   const int limit = work.totals[2];
   int before = 0, last_part = -1;  // pairs before this step's entries, the part of the one before
-  for (int from = 0; from < n; from += 32) {
-    const int e = from + lane, pairs = e < n ? pairs_of(w, c.first + e) : 0;
-    int sum = pairs;
+  for (int from = 0; from < n; from += 32 * kRun) {
+    const int first = from + lane * kRun;  // of this lane's entries
+    int pairs[kRun], sum = 0;
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      pairs[i] = first + i < n ? pairs_of(w, c.first + first + i) : 0;
+      sum += pairs[i];
+    }
+    const int mine = sum;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
       const int left = __shfl_up_sync(~0u, sum, step);
       if (lane >= step) sum += left;
     }
-    const int part = (before + sum - pairs) / limit;
-    const int left = __shfl_up_sync(~0u, part, 1), previous = lane == 0 ? last_part : left;
-    if (e < n && part != previous) {
-      task[part].first = e;
-      if (part > 0) task[part - 1].last = e;
+    int at = before + sum - mine;                                // pairs before the next entry
+    const int end_part = (at + mine - pairs[kRun - 1]) / limit;  // of this lane's last entry
+    const int left = __shfl_up_sync(~0u, end_part, 1);
+    int previous = lane == 0 ? last_part : left;
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      const int part = at / limit;
+      if (first + i < n && part != previous) {
+        task[part].first = first + i;
+        if (part > 0) task[part - 1].last = first + i;
+      }
+      previous = part, at += pairs[i];
     }
     before += __shfl_sync(~0u, sum, 31);
-    last_part = __shfl_sync(~0u, part, 31);
+    last_part = __shfl_sync(~0u, end_part, 31);
   }
 }
 
@@ -162,30 +180,39 @@ int64_t columns_of(const BlockWalk& w) { return w.B * w.G * w.P; }
 
 }  // namespace
 
-GradWork block_sparse_hopper_grad_work(const BlockSparseGpu& a, const BlockWalk& w, void* memory) {
+namespace {
+
+// The parts of the workspace from `memory` on; `end`: where it ends.
+GradWork layout(const BlockSparseGpu& a, const BlockWalk& w, uintptr_t memory, uintptr_t* end) {
   const int64_t columns = columns_of(w);
-  char* at = static_cast<char*>(memory);
-  const auto take = [&at](int64_t bytes) {
-    char* from = at;
-    at += (bytes + 255) / 256 * 256;
-    return from;
+  const auto take = [&memory](auto*& part, int64_t count) {
+    part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(memory);
+    memory += (count * int64_t(sizeof(*part)) + 255) / 256 * 256;
   };
   GradWork work;
-  work.stats = reinterpret_cast<float2*>(take(a.B * a.H * a.Nq * 8));
-  work.weight = reinterpret_cast<int32_t*>(take(columns * 4));
-  work.base = reinterpret_cast<int32_t*>(take(columns * 4));
-  work.parts = reinterpret_cast<int32_t*>(take(columns * 4));
-  work.long_column = reinterpret_cast<int32_t*>(take(kTarget * 4));
-  work.totals = reinterpret_cast<int32_t*>(take(16));
-  work.task = reinterpret_cast<GradTask*>(take((columns + 2 * kTarget) * sizeof(GradTask)));
-  work.partial = reinterpret_cast<float*>(take(int64_t(2 * kTarget) * 2 * 64 * a.D * 4));
+  take(work.stats, a.B * a.H * a.Nq);
+  take(work.weight, columns);
+  take(work.base, columns);
+  take(work.parts, columns);
+  take(work.long_column, kTarget);
+  take(work.totals, 3);
+  take(work.task, columns + 2 * kTarget);
+  take(work.partial, int64_t(2 * kTarget) * 2 * 64 * a.D);
+  *end = memory;
   return work;
 }
 
+}  // namespace
+
+GradWork block_sparse_hopper_grad_work(const BlockSparseGpu& a, const BlockWalk& w, void* memory) {
+  uintptr_t end;
+  return layout(a, w, reinterpret_cast<uintptr_t>(memory), &end);
+}
+
 int64_t block_sparse_hopper_grad_bytes(const BlockSparseGpu& a, const BlockWalk& w) {
-  const GradWork work = block_sparse_hopper_grad_work(a, w, nullptr);
-  return reinterpret_cast<char*>(work.partial) - static_cast<char*>(nullptr) +
-         int64_t(2 * kTarget) * 2 * 64 * a.D * 4;
+  uintptr_t end;
+  layout(a, w, 0, &end);
+  return int64_t(end);
 }
 
 cudaError_t block_sparse_hopper_grad_tasks(const BlockSparseGpu&, const BlockWalk& w,
@@ -200,7 +227,8 @@ cudaError_t block_sparse_hopper_grad_tasks(const BlockSparseGpu&, const BlockWal
 
 cudaError_t block_sparse_hopper_grad_merge(const BlockSparseGpu& a, const BlockWalk& w,
                                            const GradWork& work, cudaStream_t stream) {
-  const dim3 grid(kTarget, unsigned(2 * 64 * a.D / 1024));
+  const dim3 grid(unsigned(std::min<int64_t>(kTarget, columns_of(w))),
+                  unsigned(2 * 64 * a.D / 1024));
   if (a.half)
     merge_parts<__half2>
         <<<grid, 256, 0, stream>>>(w, work, a.Nk, int(a.D), a.scale, a.grad_k, a.grad_v);
@@ -212,6 +240,14 @@ cudaError_t block_sparse_hopper_grad_merge(const BlockSparseGpu& a, const BlockW
 
 cudaError_t block_sparse_hopper_grad(const BlockSparseGpu& a, const BlockWalk& w, void* memory,
                                      cudaStream_t stream) {
+  if (a.B * a.H * a.Nq == 0 || a.B * a.G * a.Nk == 0) {  // nobody sees anything
+    const int64_t rows = a.B * a.H * a.Nq, keys = a.B * a.G * a.Nk;
+    if (rows > 0) cudaMemsetAsync(a.delta, 0, rows * 4, stream);
+    if (rows > 0) cudaMemsetAsync(a.grad_q, 0, rows * a.D * 2, stream);
+    if (keys > 0) cudaMemsetAsync(a.grad_k, 0, keys * a.D * 2, stream);
+    if (keys > 0) cudaMemsetAsync(a.grad_v, 0, keys * a.Dv * 2, stream);
+    return cudaGetLastError();
+  }
   const GradWork work = block_sparse_hopper_grad_work(a, w, memory);
   cudaError_t error = block_sparse_hopper_stats(a, work.stats, stream);
   if (error == cudaSuccess) error = block_sparse_hopper_grad_q(a, w, work, stream);

@@ -105,6 +105,15 @@ __device__ inline void fence_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// True in one thread of the warp, always the same one; the whole warp calls it. Unlike a comparison
+// of threadIdx, it lets the compiler see that what follows runs in one thread alone.
+__device__ inline bool elect() {
+  uint32_t chosen;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}\n"
+               : "=r"(chosen));
+  return chosen;
+}
+
 // ---- the copy engine ----------------------------------------------------------------------------
 
 // One box, whose first element is (outer, row, element), to shared memory (128-byte aligned, with
@@ -138,16 +147,16 @@ __device__ inline void tma_load_tile(void* to, const CUtensorMap* map, uint64_t*
 //             rows. Step s of 16 elements starts 32 (s % 4) bytes into panel s / 4.
 //   MN-major  the tile's rows are summed over (trans = 1). Step s of 16 rows starts 2048 s bytes in;
 //             N > 64 reaches into the next panel, `panel` bytes away.
-__device__ inline uint64_t descriptor(uint32_t address, uint32_t panel) {
-  return uint64_t((address & 0x3FFFF) >> 4) | uint64_t(panel >> 4) << 16 |
-         uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
+__device__ inline uint64_t descriptor(uint32_t address, uint32_t panel, uint32_t offset) {
+  const uint32_t low = ((address & 0x3FFFF) >> 4 | (panel >> 4) << 16) + (offset >> 4);
+  return uint64_t(1024 >> 4 | 1 << 30) << 32 | low;
 }
 // Step s of 16, tiles of `rows` rows.
 __device__ inline uint64_t k_major(uint32_t tile, int s, int rows = 64) {
-  return descriptor(tile + (s / 4) * rows * 128 + (s % 4) * 32, 16);
+  return descriptor(tile, 16, (s / 4) * rows * 128 + (s % 4) * 32);
 }
 __device__ inline uint64_t mn_major(uint32_t tile, int s, int rows = 64) {
-  return descriptor(tile + s * 2048, rows * 128);
+  return descriptor(tile, rows * 128, s * 2048);
 }
 
 // Before the first wgmma of a group, if registers it reads or adds to were written since.

@@ -1,7 +1,7 @@
 // lse[b,h,t] = log sum_i exp(scale q[b,h,t] . ck[b,g,i]) over the windows i < seen[t]: -inf where
 // there is none, NaN where a score is.
 //
-// A thread block has 256 queries of a head, a warp 32 of them in registers (select_product.h), and
+// A thread block has 128 queries of a head, a warp 32 of them in registers (select_product.h), and
 // walks the windows in tiles of 64: the next one is copied while this one is multiplied. A lane
 // keeps, for each of its four rows, the maximum and the sum of the columns it sees; the four lanes
 // of a row meet at the end.
@@ -10,36 +10,31 @@
 namespace sigma::kernels {
 namespace {
 
-constexpr int kWarps = 8;
+constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kQueries = 32 * kWarps;
 constexpr int kTile = 64;  // windows
 
-// A sum l 2^m. The base m is raised only where the maximum has grown by more than 8: every so often,
-// and l stays within range.
+// A sum l 2^m.
 struct Sum {
   float m = -3e38f, l = 0;  // below all scores; not -inf, which minus itself is NaN
-  __device__ void raise(float top) {
-    if (top <= m + 8) return;
-    l *= exp2_fast(m - top);
-    m = top;
-  }
   __device__ void add(float m2, float l2) {
     const float top = fmaxf(m, m2);
-    l = l * exp2_fast(m - top) + l2 * exp2_fast(m2 - top);
+    l = fmaf(l, exp2_fast(m - top), l2 * exp2_fast(m2 - top));
     m = top;
   }
 };
 
 template <typename T, int kD>
-__global__ void __launch_bounds__(kThreads, 1) lse_kernel(const SelectBlocksGpu a) {
+__global__ void __launch_bounds__(kThreads, 3) lse_kernel(const SelectBlocksGpu a) {
   using Rows = RowTile<T, kD>;
   extern __shared__ __align__(16) uint4 memory[];  // two tiles
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
   const int64_t first = (gridDim.x - 1 - blockIdx.x) * static_cast<int64_t>(kQueries);
   const int64_t head = blockIdx.y;  // b H + h
-  const int64_t pair = head / a.H * a.G + head % a.H / (a.H / a.G);
+  const unsigned H = static_cast<unsigned>(a.H), G = static_cast<unsigned>(a.G);
+  const int64_t pair = blockIdx.y / H * G + blockIdx.y % H / (H / G);
   const T* ck = static_cast<const T*>(a.ck) + pair * a.windows * a.D;
   const int64_t last = min(first + kQueries, a.N) - 1;
   const int64_t windows = a.seen ? a.seen[last] : a.windows;
@@ -73,24 +68,32 @@ __global__ void __launch_bounds__(kThreads, 1) lse_kernel(const SelectBlocksGpu 
     const int buffer = static_cast<int>(at / kTile % 2);
     if (at + kTile < windows) copy(at + kTile, 1 - buffer);
     const Rows tile{memory + buffer * kTile * Rows::kUnits};
-    const bool edge = at + kTile > least;
-#pragma unroll 2
-    for (int j = 0; j < kTile; j += 16) {
-      float S[2][2][4];
-      q.multiply(S, tile, j);
+    const auto walk = [&](auto at_edge) {
+#pragma unroll(decltype(at_edge)::value ? 1 : 2)
+      for (int j = 0; j < kTile; j += 16) {
+        float S[2][2][4];
+        q.multiply(S, tile, j);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float x[4];
+        for (int i = 0; i < 4; ++i) {
+          float x[4];
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          x[k] = S[i / 2][k / 2][i % 2 * 2 + k % 2];
-          if (edge && at + j + k / 2 * 8 + 2 * c + k % 2 >= seen[i]) x[k] = -INFINITY;
+          for (int k = 0; k < 4; ++k) {
+            x[k] = S[i / 2][k / 2][i % 2 * 2 + k % 2];
+            if (decltype(at_edge)::value && at + j + k / 2 * 8 + 2 * c + k % 2 >= seen[i])
+              x[k] = -INFINITY;
+          }
+          const float top = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])) * factor;
+          const float m = fmaxf(sum[i].m, top);
+          float l = sum[i].l * exp2_fast(sum[i].m - m);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) l += exp2_fast(fmaf(x[k], factor, -m));
+          sum[i].m = m;
+          sum[i].l = l;
         }
-        sum[i].raise(fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])) * factor);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) sum[i].l += exp2_fast(fmaf(x[k], factor, -sum[i].m));
       }
-    }
+    };
+    if (at + kTile > least) walk(std::true_type());
+    else walk(std::false_type());
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {

@@ -15,38 +15,55 @@ __global__ void __launch_bounds__(kThreads)
   const Team<kThreads> team;
   const TeamRoom room = team_room(a, memory);
   float* row_scores = reinterpret_cast<float*>(memory + team_bytes(a));
-  const int64_t i = blockIdx.x;
-  for (int64_t j = team.rank; j < a.W; j += kThreads) row_scores[j] = scores[i * a.W + j];
+  const int64_t row = blockIdx.x, pair = blockIdx.y;
+  const float* from = scores + (pair * a.R + row) * a.W;
+  for (int j = team.rank; j < a.W; j += kThreads) row_scores[j] = from[j];
   team.sync();
-  choose_row(a, team, room, row_scores, i / a.R, i % a.R);
+  choose_row(a, team, room, row_scores, pair, row);
 }
 
-__device__ double dot(const float* x, const float* y, int64_t D) {
-  double sum = 0;
-  for (int64_t d = 0; d < D; ++d)
-    sum = fma(static_cast<double>(x[d]), static_cast<double>(y[d]), sum);
-  return sum;
-}
-
-// apart [pairs,W,W], 16 x 16 a thread block; norm by the blocks of the diagonal.
+// apart [pairs,W,W], 16 x 16 a thread block, 32 columns of the keys in shared memory at once; norm by
+// the thread blocks of the diagonal. Products of floats are exact in double.
 __global__ void __launch_bounds__(256) distances_kernel(const SelectBlocksGpu a) {
-  const int64_t i = blockIdx.x * 16 + threadIdx.x / 16, j = blockIdx.y * 16 + threadIdx.x % 16;
-  if (i >= a.W || j >= a.W) return;
+  __shared__ float x[16][33], y[16][33];  // keys of the rows and of the columns
+  __shared__ double xx[16], yy[16];
+  const int r = static_cast<int>(threadIdx.x) / 16, c = static_cast<int>(threadIdx.x) % 16;
+  const int64_t i = blockIdx.x * 16 + r, j = blockIdx.y * 16 + c;
   for (int64_t pair = blockIdx.z; pair < a.B * a.G; pair += gridDim.z) {
     const float* keys = a.keys + pair * a.W * a.D;
-    const double ii = dot(keys + i * a.D, keys + i * a.D, a.D);
-    float apart;
-    if (i == j) {
-      apart = ii > 0 ? 0.0f : ii == 0 ? kNoDirection : NAN;
-      double sum = 0;
-      for (int64_t d = 0; d < a.D; ++d) sum += fabs(static_cast<double>(keys[i * a.D + d]));
-      a.norm[pair * a.W + i] = static_cast<float>(sum);
-    } else {
-      const double jj = dot(keys + j * a.D, keys + j * a.D, a.D);
-      const double ij = dot(keys + i * a.D, keys + j * a.D, a.D);
-      apart = static_cast<float>(1 - ij / sqrt(ii * jj));
+    double xy = 0, sum = 0, l1 = 0;
+    for (int64_t d0 = 0; d0 < a.D; d0 += 32) {
+      for (int k = threadIdx.x; k < 16 * 32; k += 256) {
+        const int64_t row = k / 32, d = d0 + k % 32;
+        const int64_t from = blockIdx.x * 16 + row, to = blockIdx.y * 16 + row;
+        x[row][k % 32] = from < a.W && d < a.D ? keys[from * a.D + d] : 0;
+        y[row][k % 32] = to < a.W && d < a.D ? keys[to * a.D + d] : 0;
+      }
+      __syncthreads();
+      for (int d = 0; d < 32; ++d) {
+        const double u = x[r][d], v = y[c][d];
+        xy = fma(u, v, xy);
+        if (c == 0) {
+          sum = fma(u, u, sum);
+          l1 += fabs(u);
+        } else if (c == 1) {
+          const double w = y[r][d];
+          sum = fma(w, w, sum);
+        }
+      }
+      __syncthreads();  // before the next columns
     }
-    a.apart[(pair * a.W + i) * a.W + j] = apart;
+    if (c == 0) xx[r] = sum;
+    if (c == 1) yy[r] = sum;
+    __syncthreads();
+    if (c == 0 && blockIdx.x == blockIdx.y && i < a.W)
+      a.norm[pair * a.W + i] = static_cast<float>(l1);
+    if (i < a.W && j < a.W) {
+      float apart = static_cast<float>(1 - xy / sqrt(xx[r] * yy[c]));
+      if (i == j) apart = xy > 0 ? 0.0f : xy == 0 ? kNoDirection : NAN;
+      a.apart[(pair * a.W + i) * a.W + j] = apart;
+    }
+    __syncthreads();  // before the next sums
   }
 }
 
@@ -62,9 +79,8 @@ cudaError_t block_distances_gpu(const SelectBlocksGpu& a, cudaStream_t stream) {
 }
 
 cudaError_t select_rows_gpu(const SelectBlocksGpu& a, const float* scores, cudaStream_t stream) {
-  const int64_t rows = a.B * a.G * a.R;
-  if (rows * a.W == 0) return cudaSuccess;
-  if (rows >= int64_t{1} << 31 || a.n < 1) return cudaErrorInvalidValue;
+  if (a.B * a.G * a.R * a.W == 0) return cudaSuccess;
+  if (a.R >= int64_t{1} << 31 || a.B * a.G > 65535 || a.n < 1) return cudaErrorInvalidValue;
   if (a.strategy != SelectStrategy::kTopN) {
     const cudaError_t error = block_distances_gpu(a, stream);
     if (error != cudaSuccess) return error;
@@ -76,8 +92,8 @@ cudaError_t select_rows_gpu(const SelectBlocksGpu& a, const float* scores, cudaS
     cudaGetLastError();  // more than there is
     return error;
   }
-  select_kernel<<<static_cast<unsigned>(rows), kThreads, static_cast<size_t>(bytes), stream>>>(
-      a, scores);
+  const dim3 grid(static_cast<unsigned>(a.R), static_cast<unsigned>(a.B * a.G));
+  select_kernel<<<grid, kThreads, static_cast<size_t>(bytes), stream>>>(a, scores);
   return cudaGetLastError();
 }
 

@@ -33,21 +33,28 @@ __device__ void add_blocks(const SelectBlocksGpu& a, const ScorePlan& s, float* 
   const int first_block = begin / ratio;
   const int end_block = last ? blocks : min(end / ratio, blocks);
   for (int t = threadIdx.x / 32; t < s.queries; t += kScoreWarps) {
+    const float* x = ring + t * kRingPitch;
     for (int j = first_block + static_cast<int>(threadIdx.x) % 32; j < end_block; j += 32) {
-      const int from = max(j * ratio - before, 0), to = min((j + 1) * ratio, end);
-      int at = from % kRing;
+      const int own = j * ratio, to = min(own + ratio, end);  // the windows that begin in it
       float sum = 0;
-      for (int i = from; i < to; ++i) {
-        sum = fmaf(weight[i - j * ratio + before], ring[t * kRingPitch + at], sum);
-        if (++at == kRing) at = 0;
+      for (int i = max(own - before, 0); i < own; ++i)
+        sum = fmaf(weight[i - own + before], x[i & (kRing - 1)], sum);
+      const float* w = weight + before;
+      int i = own;
+      if (ratio % 4 == 0) {
+        for (; i + 4 <= to; i += 4, w += 4) {
+          const float4 y = *reinterpret_cast<const float4*>(x + (i & (kRing - 1)));
+          sum = fmaf(w[3], y.w, fmaf(w[2], y.z, fmaf(w[1], y.y, fmaf(w[0], y.x, sum))));
+        }
       }
+      for (; i < to; ++i, ++w) sum = fmaf(*w, x[i & (kRing - 1)], sum);
       scores[t * s.pitch + j] += sum;
     }
   }
 }
 
 template <typename T, int kD, bool kTiles>
-__global__ void __launch_bounds__(kThreads, kD > 64 || sizeof(T) > 2 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, kD <= 64 && kTiles && sizeof(T) == 2 ? 4 : 3)
     score_kernel(const SelectBlocksGpu a, const ScorePlan s) {
   using Rows = RowTile<T, kD>;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -60,8 +67,9 @@ __global__ void __launch_bounds__(kThreads, kD > 64 || sizeof(T) > 2 ? 1 : 2)
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int r = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
   const int64_t pair = blockIdx.y;
-  const int M = static_cast<int>(a.H / a.G);
-  const int64_t first_head = pair / a.G * a.H + pair % a.G * M;  // of [B H]
+  const int M = static_cast<int>(a.H) / static_cast<int>(a.G);
+  const unsigned G = static_cast<unsigned>(a.G);
+  const int64_t first_head = blockIdx.y / G * a.H + blockIdx.y % G * M;  // of [B H]
   const T* ck = static_cast<const T*>(a.ck) + pair * a.windows * a.D;
 
   // Later rows see more: they begin first.
@@ -157,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, kD > 64 || sizeof(T) > 2 ? 1 : 2)
         if (s.direct) {
           if (window < W) scores[t * s.pitch + window] += x;
         } else {
-          ring[t * kRingPitch + window % kRing] = x;
+          ring[t * kRingPitch + (window & (kRing - 1))] = x;
         }
       };
       if constexpr (kTiles) {
@@ -242,7 +250,7 @@ cudaError_t select_blocks_gpu(const SelectBlocksGpu& a, cudaStream_t stream) {
     using T = decltype(zero);
     constexpr int kD = width;
     const int64_t row_bytes = kD * static_cast<int64_t>(sizeof(T));
-    const ScorePlan s = score_plan(a, row_bytes, limit, sizeof(T) == 2 ? 256 : 64);
+    const ScorePlan s = score_plan(a, row_bytes, limit, sizeof(T) == 2 ? kScoreRows : 64);
     if (s.bytes == 0) return cudaErrorInvalidValue;
     cudaError_t error = cudaSuccess;
     if (!a.lse_given && a.windows > 0) error = window_lse_gpu(a, stream);

@@ -7,13 +7,14 @@
 
 namespace sigma::kernels {
 
-constexpr int kScoreWarps = 8;
+constexpr int kScoreWarps = 4;
+constexpr int kScoreRows = 128;                  // of q at once
 constexpr int kPieceWindows = 32 * kScoreWarps;  // windows of a step, 32 a warp
 constexpr int kHistory = 64;                     // windows of the step before that blocks reach
-constexpr int kRing = kPieceWindows + kHistory;  // windows kept before they become block scores
-// Distance of two queries in shared memory, in floats: two steps of 2 are 8 banks, so that the
-// 4 x 8 queries x windows that a warp stores at once touch all 32.
-constexpr int kRingPitch = (kRing + 11) / 16 * 16 + 4;
+constexpr int kRing = 2 * kPieceWindows;         // windows kept: two steps
+// Distance of two queries in the ring, in floats: two of them are 8 banks, so that the 4 x 8 queries
+// x windows that a warp stores at once touch all 32.
+constexpr int kRingPitch = kRing + 4;
 
 struct ScorePlan {
   int32_t queries = 0;  // token rows: of a thread block; tiles: 1, the row they are summed into
@@ -28,14 +29,15 @@ struct ScorePlan {
   int32_t bytes = 0;
 };
 
-/// For rows of q of `row_bytes`; `limit` bytes of shared memory. bytes = 0: it does not fit.
+/// For rows of q of `row_bytes`, at most `most_rows` at once. `limit`: bytes of shared memory that a
+/// thread block may have; the fewer, the more of them share a multiprocessor, so that one chooses
+/// while another multiplies. bytes = 0: it does not fit.
 inline ScorePlan score_plan(const SelectBlocksGpu& a, int64_t row_bytes, int64_t limit,
                             int64_t most_rows) {
   const bool tiles = a.tile_start != nullptr;
   const int64_t M = a.H / a.G;
-  for (int64_t queries = tiles ? 1 : 64; queries > 0; queries = tiles ? 0 : queries / 2) {
-    if (!tiles && queries < 8) break;
-    if (!tiles && queries > 16 && queries * M > most_rows) continue;
+  for (int64_t queries = tiles ? 1 : 64; queries >= (tiles ? 1 : 8); queries /= 2) {
+    if (!tiles && queries > 8 && (queries * M > most_rows || queries > 32)) continue;
     ScorePlan p;
     p.direct = a.stride == 0 || (a.size == a.stride && a.block == a.stride);
     p.queries = static_cast<int32_t>(queries);
@@ -57,7 +59,7 @@ inline ScorePlan score_plan(const SelectBlocksGpu& a, int64_t row_bytes, int64_t
     const int64_t end = seen + align(queries * 4);
     const int64_t team = team_bytes(a);
     const int64_t bytes = std::max(end, scores + team);
-    if (bytes > limit) continue;
+    if (bytes > (queries > 8 ? limit / 2 : limit)) continue;
     p.pitch = static_cast<int32_t>(pitch);
     p.ring = static_cast<int32_t>(ring);
     p.weight = static_cast<int32_t>(weight);
