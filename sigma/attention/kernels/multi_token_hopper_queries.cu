@@ -60,16 +60,20 @@ __device__ void consume(Shared& s, const CUtensorMap* to, const WideAttentionGra
   }
   meet(3, 256);
   if (group == 1) return;
-  // Strips add up: each thread finds its own numbers again.
+  // Strips add up: each thread finds its own numbers again. (Loads and stores apart, so that they do
+  // not wait for each other.)
   float* strips = a.gq_sum + (int64_t(head) * gridDim.x + blockIdx.x) * 128 * 128 + thread;
-  const bool last = a.first_key + a.keys >= a.N;
 #pragma unroll
-  for (int i = 0; i < 128; ++i) {
-    sum[i] += others[i * 128 + thread];
-    if (a.first_key > 0) sum[i] += strips[i * 128];
-    if (!last) strips[i * 128] = sum[i];
+  for (int i = 0; i < 128; ++i) sum[i] += others[i * 128 + thread];
+  if (a.first_key > 0) {
+#pragma unroll
+    for (int i = 0; i < 128; ++i) sum[i] += strips[i * 128];
   }
-  if (!last) return;
+  if (a.first_key + a.keys < a.N) {
+#pragma unroll
+    for (int i = 0; i < 128; ++i) strips[i * 128] = sum[i];
+    return;
+  }
   const int lane = thread % 32, unit = thread / 32 * 2 + lane / 8 % 2;
 #pragma unroll
   for (int k = 0; k < 16; ++k) {
