@@ -248,8 +248,8 @@ TEST_F(Cuda, MultiTokenAttentionInHalf) {
   for (const Case& c : cases) {
     for (const auto dtype : {torch::kBFloat16, torch::kHalf}) {
       const int64_t B = 2, H = 4;
-      const auto taps = torch::IntArrayRef(
-          {H, static_cast<int64_t>(c.queries.size()), static_cast<int64_t>(c.keys.size())});
+      const std::vector<int64_t> taps = {H, static_cast<int64_t>(c.queries.size()),
+                                         static_cast<int64_t>(c.keys.size())};
       std::vector<Tensor> inputs;
       for (uint32_t i = 0; i < 3; ++i)
         inputs.push_back(normal({B, H, c.N, 64}, 20 + i, torch::kFloat).to(dtype));
