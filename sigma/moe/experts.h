@@ -46,7 +46,7 @@ torch::Tensor experts_cpu(const torch::Tensor& x, const Experts& experts,
 void refuse_second_derivative(const char* engine);
 
 /// Rows whose outputs the cpu engine keeps before it adds them up: few enough for the cache.
-constexpr int64_t kWaveRows = 4096;
+constexpr int64_t kWaveRows = 8192;
 
 /// phi of Z, which has 2I or I numbers along `dim`.
 torch::Tensor expert_activation(const torch::Tensor& Z, const std::string& activation,

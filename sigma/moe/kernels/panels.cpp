@@ -8,9 +8,10 @@
 namespace sigma::kernels {
 namespace {
 
-constexpr int kTile = 6;         // rows of a register tile
-constexpr int64_t kDepth = 64;   // of a product at a time: its part of a panel, 16 KB, stays in L1
-constexpr int64_t kStripe = 48;  // rows of a weight at a time: their part is read once a panel
+constexpr int kTile = 6;  // rows of a register tile
+constexpr int64_t kDepth =
+    128;  // of a product at a time: its part of a panel's vector, 8 KB, stays in L1
+constexpr int64_t kStripe = 24;  // rows of a weight at a time: their part is read once a panel
 
 // Rows i and i + kStep of each pair of groups exchange halves: one of the four rounds of a transpose.
 template <int kStep>
