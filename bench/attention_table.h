@@ -1,14 +1,11 @@
 // Tables of bench/attention_gpu, and the rows that its Python side adds.
 #pragma once
 
-#include <stdlib.h>
 #include <torch/types.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
 #include <string>
 #include <vector>
 
@@ -16,6 +13,7 @@
 #include "bench/gpu_timing.h"
 #include "sigma/base/config.h"
 #include "sigma/base/error.h"
+#include "tests/testing/scratch.h"
 
 namespace sigma::bench {
 
@@ -59,25 +57,22 @@ inline void print(const Table& t, bool json) {
 /// Rows of bench/attention_gpu.py, in a folder that is removed afterwards.
 inline std::vector<Row> python_rows(const SparseCase& c, const torch::Tensor& lists,
                                     const std::string& python, const std::string& peers) {
-  std::string folder = std::filesystem::temp_directory_path() / "sigma-attention-XXXXXX";
-  SIGMA_CHECK(kFailure, mkdtemp(folder.data()) != nullptr, "cannot create {}", folder);
+  const sigma::Scratch folder;
   const torch::Tensor host = lists.cpu();
-  std::ofstream(folder + "/lists", std::ios::binary)
-      .write(static_cast<const char*>(host.data_ptr()),
-             static_cast<std::streamsize>(host.nbytes()));
-  std::ofstream(folder + "/case.json") << sigma::Json({{"name", c.name},
-                                                       {"H", c.H},
-                                                       {"G", c.G},
-                                                       {"N", c.N},
-                                                       {"D", c.D},
-                                                       {"n", c.n},
-                                                       {"block", kBlock},
-                                                       {"tiles", c.tiles},
-                                                       {"causal", !c.tiles},
-                                                       {"lists", folder + "/lists"}})
-                                              .dump();
-  std::string command = fmt::format("'{}' '{}/bench/attention_gpu.py' '{}/case.json'", python,
-                                    SIGMA_SOURCE_DIR, folder);
+  const std::string file =
+      folder.write("lists", {static_cast<const char*>(host.data_ptr()), host.nbytes()});
+  const sigma::Json described({{"name", c.name},
+                               {"H", c.H},
+                               {"G", c.G},
+                               {"N", c.N},
+                               {"D", c.D},
+                               {"n", c.n},
+                               {"block", kBlock},
+                               {"tiles", c.tiles},
+                               {"causal", !c.tiles},
+                               {"lists", file}});
+  std::string command = fmt::format("'{}' '{}/bench/attention_gpu.py' '{}'", python,
+                                    SIGMA_SOURCE_DIR, folder.write("case.json", described.dump()));
   if (!peers.empty()) command += fmt::format(" --peers '{}'", peers);
   FILE* pipe = popen(command.c_str(), "r");
   SIGMA_CHECK(kFailure, pipe != nullptr, "cannot start {}", python);
@@ -94,7 +89,6 @@ inline std::vector<Row> python_rows(const SparseCase& c, const torch::Tensor& li
                     .failed = line.value("failed", "")});
   }
   const bool ended_well = pclose(pipe) == 0;
-  std::filesystem::remove_all(folder);
   SIGMA_CHECK(kFailure, ended_well, "the Python side failed: {}", command);
   return rows;
 }

@@ -151,7 +151,7 @@ class Gpu : public torch::autograd::Function<Gpu> {
     const kernels::BlockSparseGpu a = arguments(in, *in.tables, out, lse);
     check(path == BlockSparsePath::kHopper
               ? kernels::block_sparse_hopper_forward(a, saved->walk.view, stream)
-              : kernels::block_sparse_portable_forward(saved->walk.view, a, stream));
+              : kernels::block_sparse_portable_forward(a, saved->walk.view, stream));
     ctx->save_for_backward({in.q, in.k, in.v, out, lse});
     in.q = in.k = in.v = Tensor();
     saved->rest = in;
@@ -188,16 +188,11 @@ class Gpu : public torch::autograd::Function<Gpu> {
           ints({kernels::block_sparse_hopper_grad_bytes(a, walk)}, in.index, torch::kByte);
       check(kernels::block_sparse_hopper_grad(a, walk, work.data_ptr(), stream));
     } else {
-      check(kernels::block_sparse_portable_backward(walk, a, stream));
+      check(kernels::block_sparse_portable_backward(a, walk, stream));
     }
     return {grad_q, grad_k, grad_v, Tensor(), Tensor()};
   }
 };
-
-// Zero columns up to `width` change no dot product.
-Tensor widened(const Tensor& x, int64_t width) {
-  return x.size(3) == width ? x : torch::constant_pad_nd(x, {0, width - x.size(3)});
-}
 
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
@@ -214,8 +209,8 @@ AttentionOutput block_sparse_attention_gpu(const BlockSparseInput& in, BlockSpar
   int64_t D = round_up(in.q.size(3), 16), Dv = round_up(in.v.size(3), 16);
   if (path == BlockSparsePath::kHopper) D = Dv = round_up(std::max(D, Dv), 64);
   const variable_list out =
-      Gpu::apply(widened(in.q, D), widened(without_invalid(in.k, in.key_valid), D),
-                 widened(without_invalid(in.v, in.key_valid), Dv), rest, path);
+      Gpu::apply(pad_columns(in.q, D), pad_columns(without_invalid(in.k, in.key_valid), D),
+                 pad_columns(without_invalid(in.v, in.key_valid), Dv), rest, path);
   return {.out = out[0].slice(3, 0, in.v.size(3)), .lse = out[1]};
 #else
   fail(ErrorKind::kDevice, "block_sparse_attention: this build has no CUDA kernels");

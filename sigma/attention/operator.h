@@ -22,10 +22,13 @@ inline torch::Tensor without_invalid(const torch::Tensor& x, const torch::Tensor
   return x.masked_fill(key_valid.logical_not().unsqueeze(1).unsqueeze(-1), 0);
 }
 
-/// Zero columns up to the kernels' multiple change no dot product.
+/// Zero columns up to `width` change no dot product.
+inline torch::Tensor pad_columns(const torch::Tensor& x, int64_t width) {
+  return x.size(3) == width ? x : torch::constant_pad_nd(x, {0, width - x.size(3)});
+}
+/// Up to the multiple of the CPU's kernels.
 inline torch::Tensor pad_columns(const torch::Tensor& x) {
-  const int64_t missing = kernels::padded(x.size(3)) - x.size(3);
-  return missing == 0 ? x : torch::constant_pad_nd(x, {0, missing});
+  return pad_columns(x, kernels::padded(x.size(3)));
 }
 
 /// The factor on scores q . k: `asked`, or 1/sqrt(D) of q [B,H,N,D] where that is 0.

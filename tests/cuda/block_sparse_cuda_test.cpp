@@ -250,7 +250,6 @@ TEST_F(BlockSparseCuda, ViewsGiveTheBitsOfTheirCopies) {
 TEST_F(BlockSparseCuda, OffsetsBeyond32Bits) {
   // 2^31 + 2^23 elements of q; the last rows are those of a small problem.
   const int64_t H = 257, N = 65536, D = 128;
-  torch::manual_seed(1);
   const auto options = torch::TensorOptions(torch::kCUDA).dtype(torch::kBFloat16);
   const torch::NoGradGuard no_grad;
   at::globalContext().setDeterministicFillUninitializedMemory(false);  // time

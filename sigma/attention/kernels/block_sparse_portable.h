@@ -26,10 +26,10 @@
 namespace sigma::kernels {
 
 /// Writes out and lse, also of queries whose walk is empty (0 and -inf).
-cudaError_t block_sparse_portable_forward(const BlockWalk& walk, const BlockSparseGpu& a,
+cudaError_t block_sparse_portable_forward(const BlockSparseGpu& a, const BlockWalk& walk,
                                           cudaStream_t stream);
 /// Writes delta (block_sparse_delta.h), grad_q, grad_k and grad_v.
-cudaError_t block_sparse_portable_backward(const BlockWalk& walk, const BlockSparseGpu& a,
+cudaError_t block_sparse_portable_backward(const BlockSparseGpu& a, const BlockWalk& walk,
                                            cudaStream_t stream);
 
 }  // namespace sigma::kernels

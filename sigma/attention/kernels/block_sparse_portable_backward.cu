@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 64    ? 3
 
 }  // namespace
 
-cudaError_t block_sparse_portable_backward(const BlockWalk& walk, const BlockSparseGpu& a,
+cudaError_t block_sparse_portable_backward(const BlockSparseGpu& a, const BlockWalk& walk,
                                            cudaStream_t stream) {
   if (const cudaError_t error = block_sparse_delta(a, stream)) return error;
   return with_template(a, [&](auto type, auto width) {

@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 64    ? 4
 
 }  // namespace
 
-cudaError_t block_sparse_portable_forward(const BlockWalk& walk, const BlockSparseGpu& a,
+cudaError_t block_sparse_portable_forward(const BlockSparseGpu& a, const BlockWalk& walk,
                                           cudaStream_t stream) {
   return with_template(a, [&](auto type, auto width) {
     using T = decltype(type);
