@@ -62,9 +62,10 @@ double panel_numbers(int64_t C, int64_t I, int64_t E, double max_rows, bool back
       std::min(kernels::kPanelRows, kernels::padded(static_cast<int64_t>(std::ceil(max_rows))));
   // x or y, and A; Z is among what is saved.
   const int64_t forward = lanes * (C + I);
-  // dy or dx, dA, dZ, g A and, without gates, A; rows of x or dy in blocks; dW_out.
+  // dA, dZ, g A and, without gates, A; rows of x or dy in blocks; dW_out; of all rows dy or dx.
   const int64_t blocks = (C + kernels::kPanelRows - 1) / kernels::kPanelRows * kernels::kPanelRows;
-  const int64_t back = lanes * (C + 4 * I) + kernels::kPanelRows * blocks + C * I;
+  const int64_t rows = kernels::padded(static_cast<int64_t>(std::ceil(max_rows)));
+  const int64_t back = lanes * 4 * I + kernels::kPanelRows * blocks + C * I + rows * C;
   return static_cast<double>(std::min<int64_t>(at::get_num_threads(), E) *
                              (backward ? back : forward));
 }
@@ -117,9 +118,9 @@ MoeAccount of_rows(const MoeConfig& config, int64_t dim, const Rows& rows,
       return kFloatBytes *
              panel_numbers(dim, config.expert_width(dim), config.num_experts, rows.max, back);
     };
-    const double wave = std::min(R, static_cast<double>(kWaveRows)) * C * w;
-    forward = wave + numbers + whole + panels(false);
-    backward = expert_rows + 2 * numbers + std::max(whole + 2 * numbers, panels(true));
+    const bool by_image = config.balance.scope == "sequence";  // the losses number their pairs
+    forward = whole + numbers + std::max(panels(false), by_image ? kIndexBytes * R : 0.0);
+    backward = whole + 2 * numbers + std::max(2 * numbers, panels(true));
   }
   a.forward_workspace = logits + forward;
   a.backward_workspace = whole + backward;

@@ -16,13 +16,6 @@ void BalanceConfig::visit(ConfigVisitor& v) {
   v.field("bias_center", bias_center, "the bias keeps its mean");
 }
 
-Tensor expert_counts(const Routing& routing) {
-  const int64_t E = routing.scores.size(1);
-  return torch::zeros({E}, routing.scores.options())
-      .index_add(0, routing.pair_expert,
-                 torch::ones(routing.pair_expert.sizes(), routing.scores.options()));
-}
-
 BalanceLosses balance_losses(const Routing& routing, int64_t images, bool sequence, bool sigmoid,
                              int64_t devices) {
   const Tensor& s = routing.scores;
@@ -32,10 +25,11 @@ BalanceLosses balance_losses(const Routing& routing, int64_t images, bool sequen
   const Tensor share = sigmoid ? s / s.sum(1, /*keepdim=*/true) : s;
   const Tensor P = share.view({parts, T / parts, E}).mean(1);  // [parts,E]
   const int64_t K = routing.pair_expert.size(0) / T;
-  const Tensor part = routing.pair_token.div(T / parts, "floor");
+  const Tensor place =
+      sequence ? routing.pair_token.div(T / parts, "floor").mul_(E).add_(routing.pair_expert)
+               : routing.pair_expert;
   const Tensor n = torch::zeros({parts * E}, s.options())
-                       .index_add(0, part * E + routing.pair_expert,
-                                  torch::ones(routing.pair_expert.sizes(), s.options()))
+                       .index_add(0, place, torch::ones(routing.pair_expert.sizes(), s.options()))
                        .view({parts, E});
   const Tensor f =
       n * (static_cast<double>(E) * static_cast<double>(parts) / static_cast<double>(K * T));

@@ -38,8 +38,6 @@ struct BalanceLosses {
 /// Token choice. `sigmoid`: scores are not probabilities. Errors: none; T = 0 gives 0.
 BalanceLosses balance_losses(const Routing& routing, int64_t images, bool sequence, bool sigmoid,
                              int64_t devices);
-/// Pairs of every expert [E], in the scores' dtype.
-torch::Tensor expert_counts(const Routing& routing);
 /// b after a step in which the experts were chosen `counts` times.
 torch::Tensor moved_bias(const torch::Tensor& bias, const torch::Tensor& counts, double rate,
                          bool center);

@@ -45,9 +45,6 @@ torch::Tensor experts_cpu(const torch::Tensor& x, const Experts& experts,
 /// In a backward: the fast engines have none. Errors: kUsage (a graph of the backward is wanted).
 void refuse_second_derivative(const char* engine);
 
-/// Rows whose outputs the cpu engine keeps before it adds them up: few enough for the cache.
-constexpr int64_t kWaveRows = 8192;
-
 /// phi of Z, which has 2I or I numbers along `dim`.
 torch::Tensor expert_activation(const torch::Tensor& Z, const std::string& activation,
                                 int64_t dim = -1);

@@ -11,7 +11,6 @@
 #include "sigma/base/lanes.h"
 #include "sigma/base/tasks.h"
 #include "sigma/moe/experts.h"
-#include "sigma/moe/kernels/combine.h"
 #include "sigma/moe/kernels/panels.h"
 #include "sigma/moe/kernels/swiglu.h"
 
@@ -94,6 +93,14 @@ kernels::Matrix weight_of(const Tensor& w, int64_t e, bool transposed = false) {
   return transposed ? kernels::Matrix{p, 1, w.size(2)} : kernels::Matrix{p, w.size(2), 1};
 }
 
+// A part of the panel's columns, each times its weight (null: 1), to the rows of its tokens.
+void add_panel(const Panel& p, const Plan& plan, const float* panel, const float* weight, int64_t C,
+               int64_t part, float* y) {
+  const int64_t width = kernels::padded((C + kCommitParts - 1) / kCommitParts);
+  kernels::add_panel(panel, plan.row_token.data_ptr<int32_t>() + p.first, weight, p.n, C,
+                     std::min(C, part * width), std::min(C, (part + 1) * width), y);
+}
+
 class Fast : public torch::autograd::Function<Fast> {
  public:
   // Biases may be empty. `keep`: a backward may follow, which needs Z; else a panel's stays in the
@@ -102,15 +109,16 @@ class Fast : public torch::autograd::Function<Fast> {
                         const Tensor& w_out, const Tensor& b_in, const Tensor& b_out,
                         const Tensor& pair_weight, const Plan& plan, const std::string& activation,
                         bool keep) {
-    const int64_t R = plan.row_token.size(0), C = x.size(1), wide = w_in.size(1), I = w_out.size(2);
+    const int64_t C = x.size(1), wide = w_in.size(1), I = w_out.size(2);
     const std::vector<Panel> panels = panels_of(plan.offsets);
     const int64_t columns = panels.empty() ? 0 : panels.back().column + panels.back().lanes();
     const Tensor g = row_weights(pair_weight, plan);
     const Tensor Z = large_empty({keep ? columns : 0, wide}, x.options());
-    const Tensor Y = large_empty({std::min(R, kWaveRows), C}, x.options());
     const Tensor y = large_empty(x.sizes(), x.options()).zero_();
-    const auto one_panel = [&](const Panel& p, float* rows) {
+    std::vector<Tensor> results(panels.size());
+    const auto one_panel = [&](int64_t i) {
       const torch::NoGradGuard no_grad;
+      const Panel& p = panels[static_cast<size_t>(i)];
       const int64_t lanes = p.lanes();
       const Tensor in = torch::empty({C, lanes}, x.options());
       const Tensor z = keep ? Z.slice(0, p.column, p.column + lanes).view({wide, lanes})
@@ -122,18 +130,16 @@ class Fast : public torch::autograd::Function<Fast> {
       const Tensor a = activated(z, activation);
       kernels::product_panel(weight_of(w_out, p.e), C, I, a.data_ptr<float>(), lanes,
                              data_or_null(b_out, p.e), in.data_ptr<float>());
-      kernels::scatter_panel(in.data_ptr<float>(), p.n, C, rows);
+      results[static_cast<size_t>(i)] = in;
     };
-    for (auto from = panels.begin(); from != panels.end();) {
-      const int64_t first = from->first;
-      const auto to = std::find_if(
-          from, panels.end(), [&](const Panel& p) { return p.first + p.n - first > kWaveRows; });
-      run_tasks(to - from, [&](int64_t i) {
-        one_panel(from[i], Y.data_ptr<float>() + (from[i].first - first) * C);
-      });
-      add_rows(Y, first, (to - 1)->first + (to - 1)->n, g, plan, y);
-      from = to;
-    }
+    const auto add = [&](int64_t i, int64_t part) {
+      const Panel& p = panels[static_cast<size_t>(i)];
+      Tensor& result = results[static_cast<size_t>(i)];
+      add_panel(p, plan, result.data_ptr<float>(), g.data_ptr<float>() + p.first, C, part,
+                y.data_ptr<float>());
+      if (part == kCommitParts - 1) result.reset();
+    };
+    run_tasks_in_order(static_cast<int64_t>(panels.size()), one_panel, add);
     ctx->save_for_backward({x, w_in, w_out, b_in, b_out, pair_weight, Z, plan.offsets,
                             plan.row_token, plan.row_pair, plan.token_offsets, plan.token_rows});
     ctx->saved_data["activation"] = activation;
@@ -151,7 +157,7 @@ class Fast : public torch::autograd::Function<Fast> {
     const Tensor g = row_weights(saved[5], plan);
     const int64_t R = plan.row_token.size(0), E = w_in.size(0), C = x.size(1);
     const int64_t wide = w_in.size(1), I = w_out.size(2);
-    const Tensor dX = large_empty({R, C}, x.options());
+    const Tensor dx = large_empty(x.sizes(), x.options()).zero_();
     const Tensor dw_in = large_empty(w_in.sizes(), w_in.options());
     const Tensor dw_out = large_empty(w_out.sizes(), w_out.options());
     const Tensor db_in = torch::zeros_like(b_in), db_out = torch::zeros_like(b_out);
@@ -164,17 +170,25 @@ class Fast : public torch::autograd::Function<Fast> {
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(),
                      [&](int64_t a, int64_t b) { return at[a + 1] - at[a] > at[b + 1] - at[b]; });
-    run_tasks(E, [&](int64_t i) {
+    const auto panels_of_task = [&](int64_t i) {
+      return std::equal_range(panels.begin(), panels.end(),
+                              Panel{order[static_cast<size_t>(i)], 0, 0, 0},
+                              [](const Panel& a, const Panel& b) { return a.e < b.e; });
+    };
+    std::vector<Tensor> results(static_cast<size_t>(E));  // dx of an expert's panels
+    const auto one_expert = [&](int64_t i) {
       const torch::NoGradGuard no_grad;
       const int64_t e = order[static_cast<size_t>(i)];
-      const auto [first, last] =
-          std::equal_range(panels.begin(), panels.end(), Panel{e, 0, 0, 0},
-                           [](const Panel& a, const Panel& b) { return a.e < b.e; });
+      const auto [first, last] = panels_of_task(i);
       if (first == last) {
         dw_in[e].zero_();
         dw_out[e].zero_();
         return;
       }
+      const Panel& end = *(last - 1);
+      const Tensor result =
+          torch::empty({end.column + end.lanes() - first->column, C}, x.options());
+      results[static_cast<size_t>(i)] = result;
       const Tensor dw_out_turned = torch::empty({I, C}, x.options());
       // Rows in blocks of kPanelRows columns, the last one wider than what is left.
       const Tensor blocks =
@@ -185,7 +199,8 @@ class Fast : public torch::autograd::Function<Fast> {
         const Tensor z = Z.slice(0, p->column, p->column + lanes).view({wide, lanes});
         const Tensor weight =
             torch::constant_pad_nd(g.slice(0, p->first, p->first + p->n), {0, lanes - p->n});
-        const Tensor G = torch::empty({C, lanes}, x.options());
+        const Tensor G =
+            result.slice(0, p->column - first->column).slice(0, 0, lanes).view({C, lanes});
         const Tensor dA = torch::empty({I, lanes}, x.options());
         kernels::gather_panel(dy.data_ptr<float>(), tokens, p->n, C, G.data_ptr<float>());
         kernels::product_panel(weight_of(w_out, e, true), I, C, G.data_ptr<float>(), lanes, nullptr,
@@ -201,7 +216,6 @@ class Fast : public torch::autograd::Function<Fast> {
         // G is needed no longer: its place takes dx.
         kernels::product_panel(weight_of(w_in, e, true), C, wide, dZ.data_ptr<float>(), lanes,
                                nullptr, G.data_ptr<float>());
-        kernels::scatter_panel(G.data_ptr<float>(), p->n, C, dX.data_ptr<float>() + p->first * C);
         kernels::gather_blocks(x.data_ptr<float>(), tokens, p->n, C, blocks.data_ptr<float>());
         kernels::outer(dZ.data_ptr<float>(), wide, lanes, blocks.data_ptr<float>(), p->n, C,
                        p != first, dw_in.data_ptr<float>() + e * wide * C);
@@ -211,12 +225,19 @@ class Fast : public torch::autograd::Function<Fast> {
       }
       kernels::transpose(dw_out_turned.data_ptr<float>(), I, C,
                          dw_out.data_ptr<float>() + e * C * I);
-    });
+    };
+    const auto add = [&](int64_t i, int64_t part) {
+      const auto [first, last] = panels_of_task(i);
+      Tensor& result = results[static_cast<size_t>(i)];
+      for (auto p = first; p != last; ++p)
+        add_panel(*p, plan, result.data_ptr<float>() + (p->column - first->column) * C, nullptr, C,
+                  part, dx.data_ptr<float>());
+      if (part == kCommitParts - 1) result.reset();
+    };
+    run_tasks_in_order(E, one_expert, add);
     const int64_t used = at[E];
     Tensor d_pair = torch::zeros_like(saved[5]);
     d_pair.index_copy_(0, plan.row_pair.slice(0, 0, used).to(torch::kInt64), dg.slice(0, 0, used));
-    const Tensor dx = large_empty(x.sizes(), x.options()).zero_();
-    add_rows(dX, 0, R, torch::ones({R}, x.options()), plan, dx);
     return {dx,
             dw_in,
             dw_out,
@@ -233,16 +254,6 @@ class Fast : public torch::autograd::Function<Fast> {
   static Tensor row_weights(const Tensor& pair_weight, const Plan& plan) {
     if (pair_weight.size(0) == 0) return pair_weight;
     return pair_weight.index_select(0, plan.row_pair.clamp_min(0).to(torch::kInt64));
-  }
-  // Rows [first, last) of the plan to their tokens' places in y.
-  static void add_rows(const Tensor& rows, int64_t first, int64_t last, const Tensor& weight,
-                       const Plan& plan, const Tensor& y) {
-    at::parallel_for(0, y.size(0), 64, [&](int64_t from, int64_t to) {
-      kernels::combine_rows(rows.data_ptr<float>(), first, last, weight.data_ptr<float>(),
-                            plan.token_offsets.data_ptr<int32_t>(),
-                            plan.token_rows.data_ptr<int32_t>(), y.size(1), from, to,
-                            y.data_ptr<float>());
-    });
   }
 };
 

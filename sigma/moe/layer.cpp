@@ -127,7 +127,7 @@ Output MixtureOfExperts::forward(const Tensor& x, const Context& context) {
   routing_.scores = routing_.scores.detach();
   routing_.pair_weight = routing_.pair_weight.detach();
   if (!context.record || T == 0) return result;
-  const Tensor counts = expert_counts(routing_);
+  const Tensor counts = plan.counts().to(routing_.scores.scalar_type());
   if (selection_bias_.defined() && counts_here) counts_.add_(counts.to(counts_.scalar_type()));
   const Tensor share = counts / counts.sum();
   result.statistics["moe.max_violation"] = counts.max() / counts.mean() - 1;

@@ -17,6 +17,7 @@ struct Plan {
   torch::Tensor row_pair;       // [R]
   torch::Tensor token_offsets;  // [T+1]: rows of token t in token_rows
   torch::Tensor token_rows;     // [R] ascending for each token; -1 past the end
+  torch::Tensor counts() const { return offsets.diff(); }  // [E] rows of every expert
 };
 
 /// pair_token, pair_expert [P] int64; R = P. Errors: kUsage (2^31 pairs or more; on the CPU, experts

@@ -47,15 +47,24 @@ TEST_P(Panels, AreTheProductsTheyStandFor) {
     for (int64_t i = 0; i < lanes; ++i)
       ASSERT_EQ(at(panel, lanes, c, i), i < n ? x_of(i, c) : 0.0f);
 
-  Floats rows(static_cast<size_t>(n * C), kPoison);
-  scatter_panel(panel.data(), n, C, rows.data());
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t c = 0; c < C; ++c) ASSERT_EQ(at(rows, C, i, c), x_of(i, c));
+  // Two tokens may be the same row: both are added, in order.
+  const Floats weight = whole_numbers(lanes), old = whole_numbers(tokens * C);
+  const int64_t from = from_to(0, C), to = from_to(from, C);
+  for (const bool weighted : {false, true}) {
+    Floats y = old, y_expected = old;
+    add_panel(panel.data(), row.data(), weighted ? weight.data() : nullptr, n, C, from, to,
+              y.data());
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t c = from; c < to; ++c)
+        y_expected[static_cast<size_t>(row[static_cast<size_t>(i)] * C + c)] +=
+            (weighted ? weight[static_cast<size_t>(i)] : 1.0f) * x_of(i, c);
+    ASSERT_EQ(y, y_expected);
+  }
 
-  Floats turned(static_cast<size_t>(C * n), kPoison);
-  transpose(rows.data(), n, C, turned.data());
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t c = 0; c < C; ++c) ASSERT_EQ(at(turned, n, c, i), x_of(i, c));
+  Floats turned(x.size(), kPoison);
+  transpose(x.data(), tokens, C, turned.data());
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t c = 0; c < C; ++c) ASSERT_EQ(at(turned, tokens, c, t), at(x, C, t, c));
 
   const Floats w_turned = [&] {
     Floats out(w.size());

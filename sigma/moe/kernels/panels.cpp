@@ -9,21 +9,27 @@ namespace sigma::kernels {
 namespace {
 
 constexpr int kTile = 6;  // rows of a register tile
-constexpr int64_t kDepth =
-    128;  // of a product at a time: its part of a panel's vector, 8 KB, stays in L1
+// Of a product at a time: a vector's part of a panel, 8 KB, stays in L1.
+constexpr int64_t kDepth = 128;
 constexpr int64_t kStripe = 24;  // rows of a weight at a time: their part is read once a panel
 
-// Rows i and i + kStep of each pair of groups exchange halves: one of the four rounds of a transpose.
+// A square of kSide x kSide numbers is turned in registers: as many as AVX2 has.
+constexpr int kSide = 8;
+typedef float Side __attribute__((vector_size(kSide * sizeof(float))));
+typedef Side SideInMemory __attribute__((aligned(4)));
+
+SIGMA_INLINE Side load_side(const float* p) { return *reinterpret_cast<const SideInMemory*>(p); }
+SIGMA_INLINE void store_side(float* p, Side x) { *reinterpret_cast<SideInMemory*>(p) = x; }
+
+// Rows i and i + kStep of each pair of groups exchange halves: a round of a transpose.
 template <int kStep>
-SIGMA_INLINE void exchange(Lanes (&m)[kLanes]) {
-  for (int i = 0; i < kLanes; ++i) {
+SIGMA_INLINE void exchange(Side (&m)[kSide]) {
+  for (int i = 0; i < kSide; ++i) {
     if (i & kStep) continue;
-    const Lanes a = m[i], b = m[i + kStep];
-#define SIGMA_LOW(j) ((j) & kStep ? ((j) - kStep) + kLanes : (j))
-#define SIGMA_HIGH(j) ((j) & kStep ? (j) + kLanes : (j) + kStep)
-#define SIGMA_ALL(f)                                                                             \
-  f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), \
-      f(15)
+    const Side a = m[i], b = m[i + kStep];
+#define SIGMA_LOW(j) ((j) & kStep ? ((j) - kStep) + kSide : (j))
+#define SIGMA_HIGH(j) ((j) & kStep ? (j) + kSide : (j) + kStep)
+#define SIGMA_ALL(f) f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)
     m[i] = __builtin_shufflevector(a, b, SIGMA_ALL(SIGMA_LOW));
     m[i + kStep] = __builtin_shufflevector(a, b, SIGMA_ALL(SIGMA_HIGH));
 #undef SIGMA_ALL
@@ -32,39 +38,40 @@ SIGMA_INLINE void exchange(Lanes (&m)[kLanes]) {
   }
 }
 
-SIGMA_INLINE void transpose_lanes(Lanes (&m)[kLanes]) {
-  exchange<8>(m);
+SIGMA_INLINE void transpose_square(Side (&m)[kSide]) {
   exchange<4>(m);
   exchange<2>(m);
   exchange<1>(m);
 }
 
-// out[c * stride + i] = from[i][c], i < 16; from[i] null: zeros.
+// out[c * stride + i] = from[i][c], i < kSide; from[i] null: zeros.
 SIGMA_INLINE void turn_rows(const float* const* from, int64_t width, float* out, int64_t stride) {
   int64_t c = 0;
-  for (; c + kLanes <= width; c += kLanes) {
-    Lanes m[kLanes];
-    for (int i = 0; i < kLanes; ++i) m[i] = from[i] ? load_lanes(from[i] + c) : Lanes{};
-    transpose_lanes(m);
-    for (int i = 0; i < kLanes; ++i) store_lanes(out + (c + i) * stride, m[i]);
+  for (; c + kSide <= width; c += kSide) {
+    Side m[kSide];
+    for (int i = 0; i < kSide; ++i) m[i] = from[i] ? load_side(from[i] + c) : Side{};
+    transpose_square(m);
+    for (int i = 0; i < kSide; ++i) store_side(out + (c + i) * stride, m[i]);
   }
   for (; c < width; ++c)
-    for (int i = 0; i < kLanes; ++i) out[c * stride + i] = from[i] ? from[i][c] : 0.0f;
+    for (int i = 0; i < kSide; ++i) out[c * stride + i] = from[i] ? from[i][c] : 0.0f;
 }
 
-// to[i * width + c] = panel[c * stride + i], i < n <= 16.
-SIGMA_INLINE void turn_columns(const float* panel, int64_t stride, int64_t n, int64_t width,
-                               float* to) {
-  int64_t c = 0;
-  for (; c + kLanes <= width; c += kLanes) {
-    Lanes m[kLanes];
-    for (int i = 0; i < kLanes; ++i) m[i] = load_lanes(panel + (c + i) * stride);
-    transpose_lanes(m);
-    for (int i = 0; i < kLanes; ++i)
-      if (i < n) store_lanes(to + i * width + c, m[i]);
+// to[i][c] += weight[i] (null: 1) panel[c * stride + i], i < n <= kSide, first <= c < last.
+SIGMA_INLINE void add_columns(const float* panel, int64_t stride, int64_t n, int64_t first,
+                              int64_t last, const float* weight, float* const* to) {
+  float w[kSide];
+  for (int64_t i = 0; i < kSide; ++i) w[i] = weight != nullptr && i < n ? weight[i] : 1.0f;
+  int64_t c = first;
+  for (; c + kSide <= last; c += kSide) {
+    Side m[kSide];
+    for (int i = 0; i < kSide; ++i) m[i] = load_side(panel + (c + i) * stride);
+    transpose_square(m);
+    for (int i = 0; i < kSide; ++i)
+      if (i < n) store_side(to[i] + c, load_side(to[i] + c) + w[i] * m[i]);
   }
-  for (; c < width; ++c)
-    for (int64_t i = 0; i < n; ++i) to[i * width + c] = panel[c * stride + i];
+  for (; c < last; ++c)
+    for (int64_t i = 0; i < n; ++i) to[i][c] += w[i] * panel[c * stride + i];
 }
 
 // kRows x kVectors of out = left right (+ bias, or + out), kept in registers over the depth. kTurned:
@@ -151,9 +158,9 @@ SIGMA_INLINE void product(const Matrix& left, int64_t rows, int64_t depth, const
 SIGMA_MULTIVERSION void gather_panel(const float* x, const int32_t* row, int64_t n, int64_t width,
                                      float* panel) {
   const int64_t lanes = padded(n);
-  for (int64_t first = 0; first < n; first += kLanes) {
-    const float* from[kLanes];
-    for (int64_t i = 0; i < kLanes; ++i)
+  for (int64_t first = 0; first < lanes; first += kSide) {
+    const float* from[kSide];
+    for (int64_t i = 0; i < kSide; ++i)
       from[i] = first + i < n ? x + static_cast<int64_t>(row[first + i]) * width : nullptr;
     turn_rows(from, width, panel + first, lanes);
   }
@@ -172,19 +179,26 @@ void gather_blocks(const float* x, const int32_t* row, int64_t n, int64_t width,
 
 SIGMA_MULTIVERSION void transpose(const float* in, int64_t rows, int64_t columns, float* out) {
   int64_t first = 0;
-  for (; first + kLanes <= rows; first += kLanes) {
-    const float* from[kLanes];
-    for (int64_t i = 0; i < kLanes; ++i) from[i] = in + (first + i) * columns;
+  for (; first + kSide <= rows; first += kSide) {
+    const float* from[kSide];
+    for (int64_t i = 0; i < kSide; ++i) from[i] = in + (first + i) * columns;
     turn_rows(from, columns, out + first, rows);
   }
   for (; first < rows; ++first)
     for (int64_t c = 0; c < columns; ++c) out[c * rows + first] = in[first * columns + c];
 }
 
-SIGMA_MULTIVERSION void scatter_panel(const float* panel, int64_t n, int64_t width, float* rows) {
+SIGMA_MULTIVERSION void add_panel(const float* panel, const int32_t* row, const float* weight,
+                                  int64_t n, int64_t width, int64_t first_column,
+                                  int64_t last_column, float* y) {
   const int64_t lanes = padded(n);
-  for (int64_t first = 0; first < n; first += kLanes)
-    turn_columns(panel + first, lanes, std::min(n - first, kLanes), width, rows + first * width);
+  for (int64_t first = 0; first < n; first += kSide) {
+    const int64_t here = std::min<int64_t>(n - first, kSide);
+    float* to[kSide];
+    for (int64_t i = 0; i < here; ++i) to[i] = y + static_cast<int64_t>(row[first + i]) * width;
+    add_columns(panel + first, lanes, here, first_column, last_column,
+                weight == nullptr ? nullptr : weight + first, to);
+  }
 }
 
 SIGMA_MULTIVERSION void product_panel(const Matrix& left, int64_t rows, int64_t depth,

@@ -26,8 +26,10 @@ void gather_panel(const float* x, const int32_t* row, int64_t n, int64_t width, 
 /// width: nothing is written, and outer() reads nothing.
 void gather_blocks(const float* x, const int32_t* row, int64_t n, int64_t width, float* blocks);
 
-/// rows [n, width] of a panel.
-void scatter_panel(const float* panel, int64_t n, int64_t width, float* rows);
+/// y[row[i]] += weight[i] (null: 1) times column i of the panel, i < n in order, between two columns
+/// of y [.., width].
+void add_panel(const float* panel, const int32_t* row, const float* weight, int64_t n,
+               int64_t width, int64_t first_column, int64_t last_column, float* y);
 
 /// out [rows, lanes] = left [rows, depth] panel [depth, lanes] + bias [rows]; bias may be null.
 void product_panel(const Matrix& left, int64_t rows, int64_t depth, const float* panel,
