@@ -26,7 +26,7 @@ using namespace sigma::bench;
 using torch::Tensor;
 
 constexpr int kThreads = 2;
-constexpr int kRepeats = 7;
+constexpr int kRepeats = 11;
 constexpr int kLoopRepeats = 3;  // it takes seconds
 
 using Times = std::vector<double>;
