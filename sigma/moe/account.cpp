@@ -98,7 +98,8 @@ MoeAccount of_rows(const MoeConfig& config, int64_t dim, const Rows& rows,
   const bool tokens_choose = config.router.kind == "token_choice";
   a.saved.x = T * C * w;
   a.saved.z = (narrow ? R : rows.columns) * halves * I * w;
-  a.saved.plan = kIntBytes * (3 * R + (T + 1) + (E + 1));
+  const double by_token = kIntBytes * (R + T + 1);  // of the plan; the CPU's backward needs none
+  a.saved.plan = kIntBytes * (2 * R + E + 1) + (narrow ? by_token : 0);
   a.saved.pair_weight = kFloatBytes * R;
   if (tokens_choose && config.router.normalize) a.saved.pair_weight += kFloatBytes * (R + T);
   a.saved.router = kFloatBytes * T * (narrow ? E + C : E);
@@ -119,7 +120,8 @@ MoeAccount of_rows(const MoeConfig& config, int64_t dim, const Rows& rows,
              panel_numbers(dim, config.expert_width(dim), config.num_experts, rows.max, back);
     };
     const bool by_image = config.balance.scope == "sequence";  // the losses number their pairs
-    forward = whole + numbers + std::max(panels(false), by_image ? kIndexBytes * R : 0.0);
+    forward =
+        by_token + whole + numbers + std::max(panels(false), by_image ? kIndexBytes * R : 0.0);
     backward = whole + 2 * numbers + std::max(2 * numbers, panels(true));
   }
   a.forward_workspace = logits + forward;

@@ -5,7 +5,8 @@
 //   R = pairs of tokens and experts; w = bytes of an element; A, Z: an expert's hidden row
 //   experts touched by T tokens, uniform routing    E (1 - (1 - K/E)^T)
 //   operations forward   6 R C I (swiglu; gelu 4 R C I) + 2 T C E + shared; backward twice that
-//   kept for the backward   x: T C w,  Z: R 2I w (gelu: R I w),  plan: 4 (3R + T + E + 2),
+//   kept for the backward   x: T C w,  Z: R 2I w (gelu: R I w),
+//                           plan: 4 (2R + E + 1) (`grouped_mm`: 4 (3R + T + E + 2)),
 //                           weights of pairs 4R, scores 4 T E, pairs 16 R, shared 4 T W w
 //   least time   max(weights touched / bandwidth, operations forward / rate);
 //                the two meet at w rate / (2 bandwidth) rows an expert

@@ -140,8 +140,8 @@ class Fast : public torch::autograd::Function<Fast> {
       if (part == kCommitParts - 1) result.reset();
     };
     run_tasks_in_order(static_cast<int64_t>(panels.size()), one_panel, add);
-    ctx->save_for_backward({x, w_in, w_out, b_in, b_out, pair_weight, Z, plan.offsets,
-                            plan.row_token, plan.row_pair, plan.token_offsets, plan.token_rows});
+    ctx->save_for_backward(
+        {x, w_in, w_out, b_in, b_out, pair_weight, Z, plan.offsets, plan.row_token, plan.row_pair});
     ctx->saved_data["activation"] = activation;
     return y;
   }
@@ -151,7 +151,7 @@ class Fast : public torch::autograd::Function<Fast> {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &w_in = saved[1], &w_out = saved[2], &b_in = saved[3],
                  &b_out = saved[4], &Z = saved[6];
-    const Plan plan{saved[7], saved[8], saved[9], saved[10], saved[11]};
+    const Plan plan{.offsets = saved[7], .row_token = saved[8], .row_pair = saved[9]};
     const std::string activation = ctx->saved_data["activation"].toStringRef();
     const Tensor dy = grads[0].contiguous();
     const Tensor g = row_weights(saved[5], plan);
