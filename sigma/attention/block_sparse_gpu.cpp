@@ -188,7 +188,10 @@ class Gpu : public torch::autograd::Function<Gpu> {
           ints({kernels::block_sparse_hopper_grad_bytes(a, walk)}, in.index, torch::kByte);
       check(kernels::block_sparse_hopper_grad(a, walk, work.data_ptr(), stream));
     } else {
-      check(kernels::block_sparse_portable_backward(a, walk, stream));
+      kernels::PortableParts parts = kernels::block_sparse_portable_parts(a, walk);
+      const Tensor sums = torch::empty({parts.floats}, delta.options());
+      parts.sums = sums.data_ptr<float>();
+      check(kernels::block_sparse_portable_backward(a, walk, parts, stream));
     }
     return {grad_q, grad_k, grad_v, Tensor(), Tensor()};
   }
