@@ -132,8 +132,7 @@ struct Saved : torch::CustomClassHolder {
 class Gpu : public torch::autograd::Function<Gpu> {
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k,
-                               const Tensor& v, const BlockSparseInput& rest,
-                               AttentionPath path) {
+                               const Tensor& v, const BlockSparseInput& rest, AttentionPath path) {
     const c10::cuda::CUDAGuard guard(q.device());
     const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
     BlockSparseInput in = rest;

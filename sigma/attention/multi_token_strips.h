@@ -1,6 +1,6 @@
-// Multi-token attention a strip of queries at a time: the definition in O(N) memory, for what has no
-// faster path on a GPU (causal sequences, missing keys, kernels of any shape). The backward makes the
-// strips' maps again.
+// Multi-token attention a strip of queries at a time: the definition in O(N) memory, for what has
+// no faster path on a GPU (causal sequences, missing keys, kernels of any shape). The backward
+// makes the strips' maps again.
 #pragma once
 
 #include "sigma/attention/multi_token_op.h"

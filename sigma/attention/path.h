@@ -18,8 +18,8 @@ namespace sigma {
 
 enum class AttentionPath { kReference, kPortable, kHopper };  // slower ones first
 
-/// The fastest path that an operator with kernels up to `fastest` may take. `refused(path)`: why the
-/// kernels of a path do not take the input; empty: they do. Errors: kUsage (another name in
+/// The fastest path that an operator with kernels up to `fastest` may take. `refused(path)`: why
+/// the kernels of a path do not take the input; empty: they do. Errors: kUsage (another name in
 /// SIGMA_ATTENTION).
 AttentionPath attention_path(const std::string& op, AttentionPath fastest,
                              const std::function<std::string(AttentionPath)>& refused);

@@ -1,10 +1,10 @@
 // Golden files of attention in bfloat16 and float16 on an NVIDIA GPU, through the kernels of every
 // path. Every test skips without one.
 //
-// The files' inputs are not rounded to 16 bits. So a result may differ from the file's value by what
-// this rounding does to the exact result, taken from the definition in float64 on the CPU (which
-// golden_test compares with the files), and by what the kernels round, from the same inputs on
-// (attention.md 11).
+// The files' inputs are not rounded to 16 bits. So a result may differ from the file's value by
+// what this rounding does to the exact result, taken from the definition in float64 on the CPU
+// (which golden_test compares with the files), and by what the kernels round, from the same inputs
+// on (attention.md 11).
 #include <gtest/gtest.h>
 #include <torch/autograd.h>
 #include <torch/cuda.h>
@@ -256,8 +256,8 @@ TEST_F(GoldenCuda, MultiTokenAttentionInHalf) {
 }
 
 // The kernels choose the files' lists: top_n from q and compressed keys, where float32 leaves the
-// files' margins (1e-3 and more of scores of order 1); in 16 bits those of the definition on the same
-// rounded inputs.
+// files' margins (1e-3 and more of scores of order 1); in 16 bits those of the definition on the
+// same rounded inputs.
 TEST_F(GoldenCuda, ListsFromScores) {
   int count = 0;
   for (const GoldenFile& file : files({"nsa_coarse_selected_"})) {

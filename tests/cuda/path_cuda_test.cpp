@@ -1,5 +1,5 @@
-// SIGMA_ATTENTION rules all operators of attention on an NVIDIA GPU, and multi-token attention needs
-// memory for its tokens alone. Every test skips without one.
+// SIGMA_ATTENTION rules all operators of attention on an NVIDIA GPU, and multi-token attention
+// needs memory for its tokens alone. Every test skips without one.
 #include <gtest/gtest.h>
 #include <torch/autograd.h>
 #include <torch/cuda.h>

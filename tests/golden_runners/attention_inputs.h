@@ -39,8 +39,8 @@ inline BlockSparseInput sparse_input(const GoldenFile& file, const torch::Tensor
   return in;
 }
 
-/// Compressed keys ck and values cv as the keys of the operator: a window is seen once its last token
-/// is.
+/// Compressed keys ck and values cv as the keys of the operator: a window is seen once its last
+/// token is.
 inline BlockSparseInput coarse_input(const torch::Tensor& q, const torch::Tensor& ck,
                                      const torch::Tensor& cv, int64_t size, int64_t stride) {
   BlockSparseInput in{.q = q, .k = ck, .v = cv};

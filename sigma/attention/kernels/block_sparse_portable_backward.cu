@@ -1,5 +1,5 @@
-// The backward of block_sparse_portable.h, twice over the same pairs: by chunks for dQ, by pieces for
-// dK and dV, so that each sum has one owner and one order.
+// The backward of block_sparse_portable.h, twice over the same pairs: by chunks for dQ, by pieces
+// for dK and dV, so that each sum has one owner and one order.
 #include "sigma/attention/kernels/block_sparse_delta.h"
 #include "sigma/attention/kernels/block_sparse_portable.h"
 #include "sigma/attention/kernels/block_sparse_portable_parts.h"

@@ -1,7 +1,7 @@
-// A column is all that visits a piece. One that many visit (the first block of causal lists) would be
-// a long task of one CTA, so columns end at every `length`-th entry, too: tasks are columns up to the
-// next such cut, and what is from a cut to the next, if no column begins there. The sums of the parts
-// of a column that is cut go to memory, and are added in order. Device code, for
+// A column is all that visits a piece. One that many visit (the first block of causal lists) would
+// be a long task of one CTA, so columns end at every `length`-th entry, too: tasks are columns up
+// to the next such cut, and what is from a cut to the next, if no column begins there. The sums of
+// the parts of a column that is cut go to memory, and are added in order. Device code, for
 // block_sparse_portable_backward.cu only.
 #pragma once
 
@@ -10,8 +10,8 @@
 
 namespace sigma::kernels {
 
-// A task: entries first .. last - 1 of the (b, g)'s, all of one piece. slot: where its sums go; -1: they
-// are those of the whole column. piece -1: no task.
+// A task: entries first .. last - 1 of the (b, g)'s, all of one piece. slot: where its sums go; -1:
+// they are those of the whole column. piece -1: no task.
 struct Task {
   int piece = -1, first, last;
   int64_t slot = -1;
@@ -51,7 +51,8 @@ struct Task {
   }
 };
 
-// The sums of the columns whose first cut is the CTA's: a thread has 4 columns of a row of dK or dV.
+// The sums of the columns whose first cut is the CTA's: a thread has 4 columns of a row of dK or
+// dV.
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(256)
     merge_kernel(const __grid_constant__ BlockWalk walk, const __grid_constant__ BlockSparseGpu a,

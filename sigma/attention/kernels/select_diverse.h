@@ -64,7 +64,8 @@ struct Diverse {
     return j;
   }
 
-  /// Takes the `most` open blocks of highest order(block), a key; 0: not to be taken. Returns how many.
+  /// Takes the `most` open blocks of highest order(block), a key; 0: not to be taken. Returns how
+  /// many.
   template <class Order>
   __device__ int take_top(int most, Order order) {
     constexpr int kFew = 4;  // faster one by one
@@ -146,13 +147,13 @@ struct Diverse {
 
   __device__ static double log_of(double x) { return x > 0 ? log(x) : -INFINITY; }
 
-  // score + log apart of a place, in the precision that decides, and a fast estimate of it.
+  // score + log apart of a place, in the precision that decides, and a fast estimate of it. The
+  // score's float is room.order.
   __device__ double total(int i) const {
     return room.score[i] + (room.apart[i] == INFINITY ? 0 : log_of(room.apart[i]));
   }
-  __device__ uint32_t estimate(int i) const {
-    const float d = room.apart[i];
-    return key_of(static_cast<float>(room.score[i]) + (d == INFINITY ? 0 : __logf(d)));
+  __device__ static uint32_t estimate(uint32_t score, float d) {
+    return key_of(__uint_as_float(score) + (d == INFINITY ? 0 : __logf(d)));
   }
 
   // A thread's open places of the highest estimates.
@@ -161,43 +162,45 @@ struct Diverse {
     int block = -1, place = 0;  // of the first
   };
 
-  /// Block `j` is chosen (-1: none): what is nearer to it than to those before.
+  /// Block `j` is chosen (-1: none): what is nearer to it than to those before. Without branches, so
+  /// that the steps of several places overlap.
   __device__ Top near(int j) {
     constexpr int kAtOnce = 4;
     Top top;
     for (int i0 = team.rank; i0 < pool; i0 += kAtOnce * T::kSize) {
       int block[kAtOnce];
-      float d[kAtOnce];
+      uint32_t score[kAtOnce];
+      float before[kAtOnce], d[kAtOnce];
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
         const int i = i0 + k * T::kSize;
-        block[k] = i < pool ? room.pool[i] : -1;
-        d[k] = block[k] < 0 || j < 0 ? INFINITY : apart[j * a.W + block[k]];
+        const bool there = i < pool;
+        block[k] = there ? room.pool[i] : -1;
+        before[k] = there ? room.apart[i] : 0;
+        score[k] = there ? room.order[i] : 0;
       }
 #pragma unroll
+      for (int k = 0; k < kAtOnce; ++k)
+        d[k] = block[k] < 0 || j < 0 ? INFINITY : apart[j * a.W + block[k]];
+#pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
         const int i = i0 + k * T::kSize;
-        if (block[k] < 0) continue;
         d[k] = fmaxf(0.0f, d[k]);
-        if (d[k] < room.apart[i]) {
-          room.apart[i] = d[k];
-          room.order[i] = estimate(i);
-        }
-        const uint32_t order = room.order[i];
-        top.second = max(top.second, min(order, top.first));
-        if (order > top.first) {
-          top.first = order;
-          top.block = block[k];
-          top.place = i;
-        }
+        if (d[k] < before[k]) room.apart[i] = d[k];
+        const uint32_t order = estimate(score[k], fminf(d[k], before[k]));
+        const uint32_t open = block[k] < 0 ? 0 : order;
+        top.second = max(top.second, min(open, top.first));
+        top.block = open > top.first ? block[k] : top.block;
+        top.place = open > top.first ? i : top.place;
+        top.first = max(top.first, open);
       }
     }
     return top;
   }
 
   static constexpr int kNoBlock = -1, kSeveral = -2;
-  /// The block of the highest estimate; kSeveral if others are less than `error` away (then cut: where
-  /// they begin). `turn`: 0 and 1 in turns, for shared memory that others may still read.
+  /// The block of the highest estimate; kSeveral if others are less than `error` away (then cut:
+  /// where they begin). `turn`: 0 and 1 in turns, for shared memory that others may still read.
   __device__ int highest(const Top& top, float error, int turn, uint32_t& cut) const {
     const auto below = [&](uint32_t order) { return key_of(score_of(order) - error); };
     uint32_t first = __reduce_max_sync(kAll, top.first);
@@ -235,12 +238,12 @@ struct Diverse {
       const double score = a.alpha == 0 ? 0 : a.alpha * log_of(score_of(key[j]));
       room.score[i] = score;
       room.apart[i] = INFINITY;  // before the first pick all are equally far
-      room.order[i] = estimate(i);
+      room.order[i] = __float_as_uint(static_cast<float>(score));
       if (isfinite(score)) largest = fmaxf(largest, static_cast<float>(fabs(score)));
     });
     largest = __uint_as_float(team.max(__float_as_uint(largest), room.bins));
-    // An estimate errs by 2^-24 of the score, 3 units of the last place of the logarithm (at most 104),
-    // and 2^-24 of the sum; two of them, and the difference's rounding.
+    // An estimate errs by 2^-24 of the score, 3 units of the last place of the logarithm (at most
+    // 104), and 2^-24 of the sum; two of them, and the difference's rounding.
     const float error = 3 * 0x1p-21f * (largest + 128);
     team.sync();
     for (int j0 = 0; j0 < count && chosen > 0; j0 += 32) {
@@ -265,7 +268,9 @@ struct Diverse {
       uint32_t cut;
       int j = highest(top, error, turn, cut);
       if (j == kSeveral) {
-        j = take_best([&](int i, int) { return room.order[i] < cut ? NAN : total(i); });
+        j = take_best([&](int i, int) {
+          return estimate(room.order[i], room.apart[i]) < cut ? NAN : total(i);
+        });
       } else if (j != kNoBlock) {
         if (j == top.block) take(top.place, j);
         ++chosen;

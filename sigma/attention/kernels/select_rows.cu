@@ -23,8 +23,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // apart [pairs,W,W], 16 x 16 a thread block, 32 columns of the keys in shared memory at once; norm
-// by the thread blocks of the diagonal. Products of floats are exact in double; all sums go over the
-// columns in order, so that equal keys have a cosine of exactly 1.
+// by the thread blocks of the diagonal. Products of floats are exact in double; all sums go over
+// the columns in order, so that equal keys have a cosine of exactly 1.
 __global__ void __launch_bounds__(256) distances_kernel(const SelectBlocksGpu a) {
   __shared__ double x[32][33];  // keys: 16 of the rows, then 16 of the columns
   __shared__ double squares[32];

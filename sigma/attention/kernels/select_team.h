@@ -17,7 +17,7 @@ struct TeamRoom {
   uint32_t* forced;  // [ceil(W/32)]
   // dart, max_min:
   int32_t* pool;    // [pool] blocks, ascending; those that may not be picked (any more) as ~block
-  uint32_t* order;  // [pool] what the next pick goes by, as key_of; 0: not to be picked
+  uint32_t* order;  // [pool] dart: what goes first, as key_of, or 0: none. max_min: score, a float
   float* apart;     // [pool] max_min: distance to the nearest chosen block
   double* score;    // [pool] max_min: alpha log p. dart: int32 pivots[2][n]
 };
@@ -110,7 +110,8 @@ struct Team {
     return mine;
   }
 
-  /// The highest of all threads. `room`: kWarps words; a sync must come before they are written again.
+  /// The highest of all threads. `room`: kWarps words; a sync must come before they are written
+  /// again.
   __device__ uint32_t max(uint32_t mine, uint32_t* room) const {
     mine = __reduce_max_sync(kAll, mine);
     if constexpr (kWarps > 1) {
