@@ -120,8 +120,8 @@ Table sparse_table(const SparseCase& c, const Options& options) {
     const Tensors leaves = {x.q, x.k, x.v};
     out.rows.push_back(measure(
         "sigma", [&] { return sigma::block_sparse_attention(in).out; }, leaves, x.grad, check));
-    constexpr auto kPortable = sigma::BlockSparsePath::kPortable;
-    if (sigma::block_sparse_path(in) == sigma::BlockSparsePath::kHopper)
+    constexpr auto kPortable = sigma::AttentionPath::kPortable;
+    if (sigma::block_sparse_path(in) == sigma::AttentionPath::kHopper)
       out.rows.push_back(measure(
           "sigma, portable", [&] { return sigma::block_sparse_attention_gpu(in, kPortable).out; },
           leaves, x.grad, check));

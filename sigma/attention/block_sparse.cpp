@@ -211,8 +211,8 @@ AttentionOutput block_sparse_attention_reference(const BlockSparseInput& in) {
 
 AttentionOutput block_sparse_attention(const BlockSparseInput& in) {
   if (in.q.is_cuda()) {
-    const BlockSparsePath path = block_sparse_path(in);
-    if (path == BlockSparsePath::kReference) return block_sparse_attention_reference(in);
+    const AttentionPath path = block_sparse_path(in);
+    if (path == AttentionPath::kReference) return block_sparse_attention_reference(in);
     check(in);
     return block_sparse_attention_gpu(in, path);
   }

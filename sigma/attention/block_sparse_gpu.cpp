@@ -126,14 +126,13 @@ kernels::BlockSparseGpu arguments(const BlockSparseInput& in, const BlockTables&
 struct Saved : torch::CustomClassHolder {
   BlockSparseInput rest;
   Walk walk;
-  BlockSparsePath path = BlockSparsePath::kPortable;
+  AttentionPath path = AttentionPath::kPortable;
 };
 
 class Gpu : public torch::autograd::Function<Gpu> {
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k,
-                               const Tensor& v, const BlockSparseInput& rest,
-                               BlockSparsePath path) {
+                               const Tensor& v, const BlockSparseInput& rest, AttentionPath path) {
     const c10::cuda::CUDAGuard guard(q.device());
     const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
     BlockSparseInput in = rest;
@@ -149,7 +148,7 @@ class Gpu : public torch::autograd::Function<Gpu> {
     saved->walk = walk_of(in, *in.tables, stream);
     saved->path = path;
     const kernels::BlockSparseGpu a = arguments(in, *in.tables, out, lse);
-    check(path == BlockSparsePath::kHopper
+    check(path == AttentionPath::kHopper
               ? kernels::block_sparse_hopper_forward(a, saved->walk.view, stream)
               : kernels::block_sparse_portable_forward(a, saved->walk.view, stream));
     ctx->save_for_backward({in.q, in.k, in.v, out, lse});
@@ -183,12 +182,15 @@ class Gpu : public torch::autograd::Function<Gpu> {
     a.grad_k = grad_k.data_ptr();
     a.grad_v = grad_v.data_ptr();
     const kernels::BlockWalk& walk = saved.walk.view;
-    if (saved.path == BlockSparsePath::kHopper) {
+    if (saved.path == AttentionPath::kHopper) {
       const Tensor work =
           ints({kernels::block_sparse_hopper_grad_bytes(a, walk)}, in.index, torch::kByte);
       check(kernels::block_sparse_hopper_grad(a, walk, work.data_ptr(), stream));
     } else {
-      check(kernels::block_sparse_portable_backward(a, walk, stream));
+      kernels::PortableParts parts = kernels::block_sparse_portable_parts(a, walk);
+      const Tensor sums = torch::empty({parts.floats}, delta.options());
+      parts.sums = sums.data_ptr<float>();
+      check(kernels::block_sparse_portable_backward(a, walk, parts, stream));
     }
     return {grad_q, grad_k, grad_v, Tensor(), Tensor()};
   }
@@ -199,7 +201,7 @@ int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 }  // namespace
 #endif
 
-AttentionOutput block_sparse_attention_gpu(const BlockSparseInput& in, BlockSparsePath path) {
+AttentionOutput block_sparse_attention_gpu(const BlockSparseInput& in, AttentionPath path) {
 #ifdef SIGMA_CUDA
   if (in.q.numel() == 0 || in.k.numel() == 0) return block_sparse_attention_reference(in);
   BlockSparseInput rest = in;
@@ -207,7 +209,7 @@ AttentionOutput block_sparse_attention_gpu(const BlockSparseInput& in, BlockSpar
   if (!rest.tables) rest.tables = block_tables(in);
   rest.q = rest.k = rest.v = Tensor();
   int64_t D = round_up(in.q.size(3), 16), Dv = round_up(in.v.size(3), 16);
-  if (path == BlockSparsePath::kHopper) D = Dv = round_up(std::max(D, Dv), 64);
+  if (path == AttentionPath::kHopper) D = Dv = round_up(std::max(D, Dv), 64);
   const variable_list out =
       Gpu::apply(pad_columns(in.q, D), pad_columns(without_invalid(in.k, in.key_valid), D),
                  pad_columns(without_invalid(in.v, in.key_valid), Dv), rest, path);

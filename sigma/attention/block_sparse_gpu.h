@@ -8,16 +8,14 @@
 #pragma once
 
 #include "sigma/attention/block_sparse.h"
+#include "sigma/attention/path.h"
 
 namespace sigma {
 
-enum class BlockSparsePath { kReference, kPortable, kHopper };
-
-/// The fastest path that takes `input` (on a GPU), or the one that SIGMA_ATTENTION=reference,
-/// portable or hopper names. Errors: kUsage (another name; a named path that does not take it).
-BlockSparsePath block_sparse_path(const BlockSparseInput& input);
+/// The path that `input`, on a GPU, takes.
+AttentionPath block_sparse_path(const BlockSparseInput& input);
 
 /// Of a checked input.
-AttentionOutput block_sparse_attention_gpu(const BlockSparseInput& input, BlockSparsePath path);
+AttentionOutput block_sparse_attention_gpu(const BlockSparseInput& input, AttentionPath path);
 
 }  // namespace sigma

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "sigma/attention/fused_attention.h"
 #include "sigma/attention/short_attention.h"
 #include "sigma/base/error.h"
 
@@ -31,7 +32,7 @@ Tensor attention_reference(const Tensor& q, const Tensor& k, const Tensor& v, bo
 
 Tensor dense_attention(const Tensor& q, const Tensor& k, const Tensor& v, bool causal) {
   if (q.is_cpu() && q.size(-2) < kShortRow) return attention_reference(q, k, v, causal);
-  return at::scaled_dot_product_attention(q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0, causal);
+  return fused_attention(q, k, v, /*mask=*/{}, causal);
 }
 
 DenseAttention::DenseAttention(int64_t dim, int64_t num_heads, bool qk_norm, bool qkv_bias)
@@ -81,8 +82,7 @@ Tensor DenseAttention::forward(const Tensor& x, const TokenLayout& layout, const
         dense_attention(q.narrow(2, 0, seen), k.narrow(2, 0, seen), v.narrow(2, 0, seen), false);
     const Tensor order = torch::arange(N, x.options().dtype(torch::kInt64));
     const Tensor allowed = order.unsqueeze(0) <= order.narrow(0, seen, layout.after).unsqueeze(1);
-    const Tensor tail =
-        at::scaled_dot_product_attention(q.narrow(2, seen, layout.after), k, v, allowed);
+    const Tensor tail = fused_attention(q.narrow(2, seen, layout.after), k, v, allowed);
     out = torch::cat({head, tail}, 2);
   } else {
     out = dense_attention(q, k, v, layout.pattern == Pattern::kCausal);

@@ -224,10 +224,6 @@ ScoreMixing with_kernel(const ScoreMixing& m, const Tensor& like) {
   return out;
 }
 
-bool hopper(const Tensor& x) {
-  return x.is_cuda() && at::cuda::getDeviceProperties(x.device().index())->major == 9;
-}
-
 // Heads that mix afterwards: each head's scores on the values of each head of its group.
 AttentionOutput mixed_after(const MultiTokenInput& in) {
   const int64_t groups = in.after.mix.size(0), c = in.after.mix.size(1);
@@ -253,18 +249,30 @@ AttentionOutput mixed_after(const MultiTokenInput& in) {
 
 }  // namespace
 
-bool takes_multi_token_gpu(const MultiTokenInput& in) {
+std::string multi_token_gpu_refuses(const MultiTokenInput& in) {
   const auto side = [](const ScoreMixing& m) {
     return !m.kernel.defined() || (neighbours(m.queries) && kernels_take(m));
   };
   const int64_t mixed = in.after.mix.defined() ? in.after.mix.size(1) : 1;
-  const bool type = in.q.scalar_type() == torch::kHalf || in.q.scalar_type() == torch::kBFloat16;
-  return hopper(in.q) && type && in.k.scalar_type() == in.q.scalar_type() &&
-         in.v.scalar_type() == in.q.scalar_type() && in.q.numel() > 0 && in.q.size(3) == 64 &&
-         in.v.size(3) == 64 && in.q.size(0) * in.q.size(1) * mixed < 65536 &&
-         !in.before.mix.defined() && mixed <= kMostMixed && in.layout.pattern == Pattern::kFull &&
-         !in.key_valid.defined() && in.layout.grid.frames * in.layout.grid.height == 1 &&
-         in.layout.before + in.layout.after == 0 && side(in.before) && side(in.after);
+  const auto dtype = in.q.scalar_type();
+  if ((dtype != torch::kHalf && dtype != torch::kBFloat16) || in.k.scalar_type() != dtype ||
+      in.v.scalar_type() != dtype)
+    return "expected bfloat16 or float16, got " + std::string(torch::toString(dtype));
+  if (in.q.size(3) != 64 || in.v.size(3) != 64)
+    return "expected heads of 64 channels, got " + std::to_string(in.q.size(3)) + " and " +
+           std::to_string(in.v.size(3));
+  if (in.layout.pattern != Pattern::kFull || in.key_valid.defined())
+    return "expected queries that see all keys";
+  if (in.layout.grid.frames * in.layout.grid.height != 1 || in.layout.before + in.layout.after != 0)
+    return "expected a sequence alone";
+  if (in.before.mix.defined() || mixed > kMostMixed)
+    return "expected heads that mix after the softmax alone, at most " + std::to_string(kMostMixed);
+  if (!side(in.before) || !side(in.after))
+    return "expected at most " + std::to_string(kernels::kMaxSteps1D) + " neighbouring query steps";
+  if (in.q.numel() == 0 || in.q.size(0) * in.q.size(1) * mixed >= 65536)
+    return "expected 1 to 65535 heads of all images, got " +
+           std::to_string(in.q.size(0) * in.q.size(1) * mixed);
+  return {};
 }
 
 AttentionOutput multi_token_gpu(const MultiTokenInput& in) {
@@ -280,7 +288,9 @@ AttentionOutput multi_token_gpu(const MultiTokenInput& in) {
   return {.out = out[0], .lse = out[1]};
 }
 #else
-bool takes_multi_token_gpu(const MultiTokenInput&) { return false; }
+std::string multi_token_gpu_refuses(const MultiTokenInput&) {
+  return "this build has no CUDA kernels";
+}
 AttentionOutput multi_token_gpu(const MultiTokenInput&) {
   fail(ErrorKind::kDevice, "multi_token_attention: this build has no CUDA kernels");
 }

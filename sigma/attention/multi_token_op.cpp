@@ -7,7 +7,9 @@
 
 #include "sigma/attention/multi_token_fast.h"
 #include "sigma/attention/multi_token_gpu.h"
+#include "sigma/attention/multi_token_strips.h"
 #include "sigma/attention/multi_token_wide.h"
+#include "sigma/attention/path.h"
 #include "sigma/base/error.h"
 
 namespace sigma {
@@ -148,8 +150,18 @@ AttentionOutput multi_token_attention_reference(const MultiTokenInput& in) {
 
 AttentionOutput multi_token_attention(const MultiTokenInput& in) {
   check(in);
-  if (takes_multi_token_gpu(in)) return multi_token_gpu(in);
-  if (in.q.is_cuda() && takes_multi_token_wide(in)) return {.out = multi_token_wide(in), .lse = {}};
+  if (in.q.is_cuda()) {
+    const auto refused = [&](AttentionPath path) {
+      return path == AttentionPath::kHopper ? multi_token_gpu_refuses(in) : std::string();
+    };
+    switch (attention_path("multi_token_attention", device_path(in.q), refused)) {
+      case AttentionPath::kHopper: return multi_token_gpu(in);
+      case AttentionPath::kPortable:
+        if (takes_multi_token_wide(in)) return {.out = multi_token_wide(in), .lse = {}};
+        return multi_token_strips(in);
+      case AttentionPath::kReference: return multi_token_attention_reference(in);
+    }
+  }
   if (!takes_multi_token_kernels(in)) return multi_token_attention_reference(in);
   MultiTokenInput clean = in;
   clean.k = without_invalid(in.k, in.key_valid);

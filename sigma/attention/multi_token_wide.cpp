@@ -2,6 +2,7 @@
 
 #include <torch/types.h>
 
+#include "sigma/attention/fused_attention.h"
 #include "sigma/attention/multi_token_convolution.h"
 
 namespace sigma {
@@ -67,8 +68,8 @@ Tensor multi_token_wide(const MultiTokenInput& in) {
   }
   v = torch::stack(values, 3);
 
-  const Tensor y = at::scaled_dot_product_attention(q.flatten(3), k.flatten(3), v.flatten(3), {},
-                                                    0.0, false, scale)
+  const Tensor y = fused_attention(q.flatten(3), k.flatten(3), v.flatten(3), /*mask=*/{},
+                                   /*causal=*/false, scale)
                        .view_as(v);
   Tensor out;  // [B,H,N,c,Dv]: what head `from` gives each head of its group
   for (int64_t a = 0; a < v.size(4); ++a) {

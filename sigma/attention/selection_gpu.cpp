@@ -2,6 +2,10 @@
 
 #include <torch/types.h>
 
+#include <algorithm>
+#include <string>
+
+#include "sigma/attention/path.h"
 #include "sigma/attention/windows.h"
 #include "sigma/base/error.h"
 #ifdef SIGMA_CUDA
@@ -37,10 +41,19 @@ namespace {
 
 const int32_t* or_null(const Tensor& t) { return t.defined() ? t.data_ptr<int32_t>() : nullptr; }
 
+std::string refused(torch::ScalarType dtype) {
+  if (dtype == torch::kFloat || dtype == torch::kHalf || dtype == torch::kBFloat16) return {};
+  return "expected float32, float16 or bfloat16, got " + std::string(torch::toString(dtype));
+}
+
 }  // namespace
 
 Tensor select_blocks_gpu(const SelectionConfig& config, const BlockGeometry& geometry,
                          const SelectionTables& tables, const SelectionInput& input) {
+  const auto fastest = std::min(device_path(input.q), AttentionPath::kPortable);
+  const AttentionPath path = attention_path(
+      "selection", fastest, [&](AttentionPath) { return refused(input.q.scalar_type()); });
+  if (path == AttentionPath::kReference) return {};
   const torch::NoGradGuard no_grad;
   const c10::cuda::CUDAGuard guard(input.q.device());
   const Tensor q = input.q.detach().contiguous(), ck = input.ck.detach().contiguous();
@@ -57,8 +70,7 @@ Tensor select_blocks_gpu(const SelectionConfig& config, const BlockGeometry& geo
   switch (q.scalar_type()) {
     case torch::kFloat: a.type = kernels::SelectType::kFloat32; break;
     case torch::kHalf: a.type = kernels::SelectType::kFloat16; break;
-    case torch::kBFloat16: a.type = kernels::SelectType::kBfloat16; break;
-    default: return {};
+    default: a.type = kernels::SelectType::kBfloat16; break;
   }
   const auto floats = [&](torch::IntArrayRef sizes) {
     return torch::empty(sizes, q.options().dtype(torch::kFloat));
@@ -104,7 +116,14 @@ Tensor select_blocks_gpu(const SelectionConfig& config, const BlockGeometry& geo
       torch::empty({a.B, a.G, a.R, std::min(a.n, a.W)}, q.options().dtype(torch::kInt));
   a.lists = lists.data_ptr<int32_t>();
   const cudaError_t status = kernels::select_blocks_gpu(a, c10::cuda::getCurrentCUDAStream());
-  if (status == cudaErrorInvalidValue) return {};
+  if (status == cudaErrorInvalidValue) {
+    log_fall_back(
+        "selection", path,
+        "expected heads of up to 128 channels, a multiple of 16 bytes, and scores of a row "
+        "that fit shared memory, got " +
+            std::to_string(a.D) + " channels and " + std::to_string(a.W) + " blocks");
+    return {};
+  }
   SIGMA_CHECK(kDevice, status == cudaSuccess, "selection: {}", cudaGetErrorString(status));
   return lists;
 }

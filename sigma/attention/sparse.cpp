@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "sigma/attention/fused_attention.h"
 #include "sigma/attention/windows.h"
 #include "sigma/base/error.h"
 
@@ -219,12 +220,9 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
   }
   if (N > Ng) {  // tokens beside the grid
     const int64_t M = num_heads_ / kv_heads_;
-    std::optional<Tensor> allowed;
-    if (plan.beside.defined()) allowed = plan.beside;
-    out = torch::cat(
-        {out, at::scaled_dot_product_attention(q.slice(2, Ng), keys[1].repeat_interleave(M, 1),
-                                               values[1].repeat_interleave(M, 1), allowed)},
-        2);
+    out = torch::cat({out, fused_attention(q.slice(2, Ng), keys[1].repeat_interleave(M, 1),
+                                           values[1].repeat_interleave(M, 1), plan.beside)},
+                     2);
   }
   const Tensor rows = out.transpose(1, 2).reshape({B, N, num_heads_ * head_dim_});
   return proj_->forward(rows.index_select(1, plan.inverse));

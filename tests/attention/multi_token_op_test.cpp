@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "sigma/attention/dense.h"
+#include "sigma/attention/multi_token_strips.h"
 #include "sigma/attention/multi_token_wide.h"
 #include "sigma/base/error.h"
 #include "tests/testing/numbers.h"
@@ -191,6 +192,26 @@ TEST(MultiTokenOp, WideHeadsAreTheDefinition) {
     }
   }
   EXPECT_GE(compared, 10);
+}
+
+// Strips that end within the reach of a kernel, and one that holds all.
+TEST(MultiTokenOp, StripsAreTheDefinition) {
+  for (const Case& c : kCases) {
+    const MultiTokenInput in = input_of(c);
+    const Tensor grad_out = normal({c.B, c.H, c.layout.tokens(), c.Dv}, 4);
+    const auto expected = run(multi_token_attention_reference, in, torch::kDouble, grad_out);
+    for (const int64_t rows : {7, 0}) {
+      const auto strips = [&](const MultiTokenInput& x) { return multi_token_strips(x, rows); };
+      const auto actual = run(strips, in, torch::kDouble, grad_out);
+      for (size_t i = 0; i < expected.size(); ++i) {
+        const Tensor finite = expected[i].masked_fill(expected[i].isinf(), 0);
+        EXPECT_TRUE(torch::equal(actual[i].isinf(), expected[i].isinf())) << c.name << " " << i;
+        const double largest = finite.numel() == 0 ? 0 : finite.abs().max().item<double>();
+        EXPECT_LE(error(actual[i].masked_fill(actual[i].isinf(), 0), finite), 1e-12 * (1 + largest))
+            << c.name << " " << rows << " " << i;
+      }
+    }
+  }
 }
 
 // attention.md 8, worked out by hand.

@@ -11,7 +11,7 @@
 #include "sigma/attention/sparse.h"
 #include "sigma/base/error.h"
 #include "sigma/nn/rope.h"
-#include "tests/attention/block_sparse_cases.h"
+#include "tests/cuda/block_sparse_bounds.h"
 #ifdef SIGMA_CUDA
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAFunctions.h>
@@ -38,43 +38,6 @@ class BlockSparseCuda : public ::testing::Test {
     unsetenv("SIGMA_ATTENTION");
   }
 };
-
-BlockSparseInput on_gpu(BlockSparseInput in, torch::ScalarType dtype) {
-  for (Tensor* x : {&in.q, &in.k, &in.v}) *x = x->to(torch::kCUDA, dtype);
-  in.index = in.index.to(torch::kCUDA);
-  if (in.key_valid.defined()) in.key_valid = in.key_valid.to(torch::kCUDA);
-  return in;
-}
-
-// What a result may differ by, an element (attention.md 11): P, dS, out and delta's out are rounded
-// once to the type (u); the rest is float32. P comes from the definition, on values 1.
-Result bounds(const BlockSparseInput& in, const Result& exact, const Tensor& grad_out,
-              torch::ScalarType dtype) {
-  const double u = dtype == torch::kHalf ? 0x1p-11 : 0x1p-8;
-  const double u32 = 0x1p-24;
-  const int64_t M = in.q.size(1) / in.k.size(1), Nk = in.k.size(2);
-  BlockSparseInput one = in;
-  one.v = torch::eye(Nk, torch::kDouble).expand({in.k.size(0), in.k.size(1), Nk, Nk});
-  const Tensor P = block_sparse_attention_reference(one).out;
-  const auto heads = [&](const Tensor& x) { return x.abs().repeat_interleave(M, 1); };
-  const auto group = [&](const Tensor& x) { return x.unflatten(1, {-1, M}).sum(2); };
-  const Tensor q = in.q.abs(), k = heads(without_invalid(in.k, in.key_valid)),
-               v = heads(without_invalid(in.v, in.key_valid)), g = grad_out.abs();
-  const double scale = 1 / std::sqrt(static_cast<double>(in.q.size(3)));
-  const auto t = [](const Tensor& x) { return x.transpose(-1, -2); };
-  const double score = (torch::matmul(q, t(k)) * scale).max().item<double>();
-  const double c = u + in.q.size(3) * u32 * score + static_cast<double>(Nk) * u32;
-  const Tensor out = torch::matmul(P, v);
-  const Tensor dS = P * (torch::matmul(g, t(v)) + (g * out).sum(-1, /*keepdim=*/true)) * scale;
-  const auto both = [&](const Tensor& value, const Tensor& terms) {
-    return 4 * (u * value.abs() + c * terms) + 1e-7;  // float16 ends near 6e-8
-  };
-  return {.out = both(exact.out, out),
-          .lse = 4 * u32 * (in.q.size(3) * score + static_cast<double>(Nk) + exact.lse.abs()),
-          .grad_q = both(exact.grad_q, torch::matmul(dS, k)),
-          .grad_k = both(exact.grad_k, group(torch::matmul(t(dS), q))),
-          .grad_v = both(exact.grad_v, group(torch::matmul(t(P), g)))};
-}
 
 std::vector<Case> gpu_cases() {
   std::vector<Case> out = kBlockSparseCases;
@@ -186,7 +149,8 @@ TEST_F(BlockSparseCuda, PathsMatchTheDefinition) {
       const Tensor grad_out = normal({c.B, c.H, c.Nq, c.Dv}, 4).to(dtype).to(torch::kDouble);
       const Result expected =
           run(block_sparse_attention_reference, rounded, torch::kDouble, grad_out);
-      const Result bound = c.Nq == 0 ? expected : bounds(rounded, expected, grad_out, dtype);
+      const Result bound =
+          c.Nq == 0 ? expected : block_sparse_bounds(rounded, expected, grad_out, dtype);
       for (const std::string path : {"portable", "hopper"}) {
         setenv("SIGMA_ATTENTION", path.c_str(), 1);
         const Result actual =
@@ -353,15 +317,16 @@ TEST_F(BlockSparseCuda, TheLayerIsCapturable) {
 TEST_F(BlockSparseCuda, TheEnvironmentNamesAPath) {
   const BlockSparseInput in = on_gpu(input_of(kLarge), torch::kBFloat16);
   setenv("SIGMA_ATTENTION", "reference", 1);
-  EXPECT_EQ(block_sparse_path(in), BlockSparsePath::kReference);
+  EXPECT_EQ(block_sparse_path(in), AttentionPath::kReference);
   setenv("SIGMA_ATTENTION", "portable", 1);
-  EXPECT_EQ(block_sparse_path(in), BlockSparsePath::kPortable);
-  EXPECT_THROW(block_sparse_path(on_gpu(input_of(kLarge), torch::kFloat)), Error);
+  EXPECT_EQ(block_sparse_path(in), AttentionPath::kPortable);
   setenv("SIGMA_ATTENTION", "fastest", 1);
   EXPECT_THROW(block_sparse_path(in), Error);
-  unsetenv("SIGMA_ATTENTION");
-  EXPECT_EQ(block_sparse_path(on_gpu(input_of(kLarge), torch::kFloat)),
-            BlockSparsePath::kReference);
+  for (const char* name : {"", "portable", "hopper"}) {
+    setenv("SIGMA_ATTENTION", name, 1);
+    EXPECT_EQ(block_sparse_path(on_gpu(input_of(kLarge), torch::kFloat)),
+              AttentionPath::kReference);
+  }
 }
 
 }  // namespace

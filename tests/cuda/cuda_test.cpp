@@ -110,6 +110,28 @@ NetworkConfig network_config() {
   return config;
 }
 
+// More heads of all images than a grid of thread blocks has places on an axis.
+TEST_F(Cuda, DenseAttentionOfManyImages) {
+  for (const auto& [B, H] : std::vector<std::pair<int64_t, int64_t>>{{140000, 1}, {40000, 4}}) {
+    for (const auto dtype : {torch::kFloat, torch::kBFloat16}) {
+      std::vector<Tensor> leaves;
+      for (uint32_t i = 0; i < 3; ++i)
+        leaves.push_back(
+            normal({B, H, 3, 16}, i, torch::kFloat).to(torch::kCUDA, dtype).requires_grad_());
+      const auto run = [&](auto op) {
+        const Tensor out = op(leaves[0], leaves[1], leaves[2], /*causal=*/false);
+        auto results = torch::autograd::grad({out.square().sum()}, leaves);
+        results.push_back(out.detach());
+        return results;
+      };
+      const auto actual = run(dense_attention), expected = run(attention_reference);
+      const double bound = dtype == torch::kFloat ? kFloatBound : 0x1p-6;  // bfloat16: 2 eps
+      for (size_t i = 0; i < actual.size(); ++i)
+        EXPECT_LE(relative(actual[i], expected[i]), bound) << B << " " << i;
+    }
+  }
+}
+
 TEST_F(Cuda, ImmDrawsLossAndGradients) {
   const Imm imm({}, Preconditioner("simple_edm", Path(PathConfig{.t_min = 0.006})));
   const Context context{.training = true,

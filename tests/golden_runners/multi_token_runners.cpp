@@ -4,7 +4,7 @@
 
 #include "sigma/attention/multi_token.h"
 #include "sigma/nn/rope.h"
-#include "tests/golden_runners/golden.h"
+#include "tests/golden_runners/attention_inputs.h"
 
 namespace sigma::golden {
 namespace {
@@ -44,46 +44,6 @@ class Leaves {
   std::map<std::string, Tensor> leaves_;
 };
 
-std::vector<GridStep> key_steps(int64_t count, const std::string& pad) {
-  const int64_t first = pad == "left" ? 0 : pad == "right" ? 1 - count : -(count / 2);
-  std::vector<GridStep> steps;
-  for (int64_t b = first; b < first + count; ++b) steps.push_back({0, 0, b});
-  return steps;
-}
-
-ScoreMixing mixing(const GoldenFile& file, Leaves& leaf, const std::string& kernel,
-                   const std::string& side) {
-  ScoreMixing m;
-  m.kernel = leaf(kernel);
-  if (m.kernel.defined()) {
-    m.queries = past_steps({1, 1, m.kernel.size(1)});
-    const Json pad = file.meta("pad_key");
-    m.keys = key_steps(m.kernel.size(2), pad.is_string() ? pad.get<std::string>() : "both");
-  }
-  const Tensor mix = leaf(side + "_mix");  // [H,H], block diagonal
-  if (!mix.defined()) return m;
-  const int64_t c = whole_meta(file, "head_group_" + side);
-  std::vector<Tensor> blocks;
-  for (int64_t h = 0; h < mix.size(0); h += c)
-    blocks.push_back(mix.slice(0, h, h + c).slice(1, h, h + c));
-  m.mix = torch::stack(blocks);
-  return m;
-}
-
-MultiTokenInput input_of(const GoldenFile& file, Leaves& leaf, const Tensor& q, const Tensor& k,
-                         const Tensor& v) {
-  const int64_t copies = q.size(1) / k.size(1);
-  MultiTokenInput in{.q = q,
-                     .k = k.repeat_interleave(copies, 1),
-                     .v = v.repeat_interleave(copies, 1),
-                     .layout = {.grid = {1, 1, q.size(2)}}};
-  if (flag_meta(file, "causal")) in.layout.pattern = Pattern::kCausal;
-  in.before = mixing(file, leaf, "theta", "pre");
-  in.after = mixing(file, leaf, "phi", "post");
-  if (file.has("key_valid")) in.key_valid = file.get("key_valid").to(torch::kBool);
-  return in;
-}
-
 // From the layer's input to its output: projections and rotation here, the rest is the library's.
 void run_layer(const GoldenFile& file, Report& report) {
   Leaves leaf(file);
@@ -98,7 +58,7 @@ void run_layer(const GoldenFile& file, Report& report) {
   const Tensor q = rotated(project("w_q"));
   const Tensor k = rotated(project("w_k"));
   const Tensor v = project("w_v");
-  Tensor heads = multi_token_attention(input_of(file, leaf, q, k, v)).out;
+  Tensor heads = multi_token_attention(golden_multi_token(file, leaf, q, k, v)).out;
 
   const Json gate = file.meta("gate");
   if (gate == "channel") throw Skip{"attention gate channel"};
@@ -135,7 +95,7 @@ void run_layer(const GoldenFile& file, Report& report) {
 void run_multi_token(const GoldenFile& file, Report& report) {
   Leaves leaf(file);
   const AttentionOutput core =
-      multi_token_attention(input_of(file, leaf, leaf("q"), leaf("k"), leaf("v")));
+      multi_token_attention(golden_multi_token(file, leaf, leaf("q"), leaf("k"), leaf("v")));
   report.relative("core_out", core.out, file.get("core_out"), kBound);
   if (core.lse.defined()) report.relative("lse", core.lse, file.get("lse"), kBound);
   (core.out * file.get("grad_core_out")).sum().backward();

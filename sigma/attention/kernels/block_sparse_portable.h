@@ -4,7 +4,8 @@
 //   S = scale Q K^T,  P = exp(S - m),  O = O exp(m_old - m) + P V,  lse = m + log rowsum(P)
 //   backward, with P = exp(S - lse), dS = P (dO V^T - delta), delta = rowsum(dO O):
 //     dQ = scale dS K             a chunk of queries a CTA, over its pieces of keys
-//     dV = P^T dO, dK = scale dS^T Q      a piece of keys a CTA, over the chunks that visit it
+//     dV = P^T dO, dK = scale dS^T Q      a piece of keys a CTA, over the chunks that visit it, or
+//                                         over some of them: the sums of a piece's parts are merged
 //
 // A CTA is 4 warps; each owns 16 of the 64 rows and multiplies them with tiles in shared memory,
 // while cp.async brings the next tile. Scores, statistics and sums are float; P and dS are rounded
@@ -15,8 +16,7 @@
 // sm_80 and sm_90, not on sm_86 and sm_89, where the launch returns an error. Rows of K and V whose
 // key_valid is 0 are never read; all others must be finite. A chunk has at least one query.
 //
-// Not here: one hot piece in all lists is one CTA's work in the backward; token rows multiply all
-// rows of a chunk with a piece that one of them chose.
+// Not here: token rows multiply all rows of a chunk with a piece that one of them chose.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,8 +28,17 @@ namespace sigma::kernels {
 /// Writes out and lse, also of queries whose walk is empty (0 and -inf).
 cudaError_t block_sparse_portable_forward(const BlockSparseGpu& a, const BlockWalk& walk,
                                           cudaStream_t stream);
+/// How dK and dV are cut into parts; depends on sizes only.
+struct PortableParts {
+  int length = 0;         // entries of a walk's columns from cut to cut
+  int cuts = 0;           // of each (b, g), at most
+  int64_t floats = 0;     // of sums
+  float* sums = nullptr;  // [B G cuts][2][2 (dK, dV)][64][width]: before and from the cut on
+};
+PortableParts block_sparse_portable_parts(const BlockSparseGpu& a, const BlockWalk& walk);
+
 /// Writes delta (block_sparse_delta.h), grad_q, grad_k and grad_v.
 cudaError_t block_sparse_portable_backward(const BlockSparseGpu& a, const BlockWalk& walk,
-                                           cudaStream_t stream);
+                                           const PortableParts& parts, cudaStream_t stream);
 
 }  // namespace sigma::kernels

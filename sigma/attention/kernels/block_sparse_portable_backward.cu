@@ -1,7 +1,8 @@
-// The backward of block_sparse_portable.h, twice over the same pairs: by chunks for dQ, by pieces for
-// dK and dV, so that each sum has one owner and one order.
+// The backward of block_sparse_portable.h, twice over the same pairs: by chunks for dQ, by pieces
+// for dK and dV, so that each sum has one owner and one order.
 #include "sigma/attention/kernels/block_sparse_delta.h"
 #include "sigma/attention/kernels/block_sparse_portable.h"
+#include "sigma/attention/kernels/block_sparse_portable_parts.h"
 #include "sigma/attention/kernels/block_sparse_portable_tile.h"
 
 namespace sigma::kernels {
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 64    ? 3
                                             : kWidth <= 128 ? 2
                                                             : 1)
     grad_kv_kernel(const __grid_constant__ BlockWalk walk, const __grid_constant__ BlockSparseGpu a,
-                   int tiles) {
+                   int tiles, const PortableParts parts) {
   constexpr int kTile = Tile<kWidth>::kBytes;
   using L = Columns<kWidth>;
   extern __shared__ __align__(512) uint8_t shared[];
@@ -134,13 +135,13 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 64    ? 3
     return reinterpret_cast<float*>(shared + L::kTiles * kTile + stage * L::kStatistics);
   };
 
-  const int pieces = static_cast<int>(walk.P), bg = blockIdx.x / pieces;
-  const int piece = blockIdx.x % pieces;
-  const Keys keys(walk, a, bg, piece);
-  const int32_t* const start = walk.col_start + bg * (walk.P + 1) + piece;
-  const int64_t column = bg * walk.C * walk.cap + start[0];
+  const int items = static_cast<int>(walk.P) + parts.cuts, bg = blockIdx.x / items;
+  const Task task(walk, parts, walk.col_start + bg * (walk.P + 1), bg, blockIdx.x % items);
+  if (task.piece < 0) return;
+  const Keys keys(walk, a, bg, task.piece);
+  const int64_t column = bg * walk.C * walk.cap + task.first;
   // The chunks that visit the piece, each with every tile of its heads.
-  const int count = (start[1] - start[0]) * tiles;
+  const int count = (task.last - task.first) * tiles;
   const auto chunk_of = [&](int i, int entry) {
     return Chunk(walk, a, bg, entry & ~kMasked, i % tiles);
   };
@@ -214,6 +215,16 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 64    ? 3
   for (int half = 0; half < 2; ++half) {
     const int key = row + lane / 4 + 8 * half;
     if (key >= keys.count) continue;
+    if (task.slot >= 0) {
+      float* const to = parts.sums + (task.slot * 128 + key) * kWidth + first + lane % 4 * 2;
+#pragma unroll
+      for (int j = 0; j < L::kColumns / 8; ++j) {
+        *reinterpret_cast<float2*>(to + 8 * j) = {grad_k[j][2 * half], grad_k[j][2 * half + 1]};
+        *reinterpret_cast<float2*>(to + 64 * kWidth + 8 * j) = {grad_v[j][2 * half],
+                                                                grad_v[j][2 * half + 1]};
+      }
+      continue;
+    }
     const int64_t at = bg * a.Nk + keys.first + key;
     store_row<T>(a.grad_k, at, a.D, first, grad_k, half, a.scale);
     store_row<T>(a.grad_v, at, a.Dv, first, grad_v, half, 1);
@@ -222,18 +233,37 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 64    ? 3
 
 }  // namespace
 
+PortableParts block_sparse_portable_parts(const BlockSparseGpu& a, const BlockWalk& walk) {
+  constexpr int64_t kShortest = 128, kTarget = 1024;
+  const int64_t entries = walk.C * walk.cap;  // of a (b, g), at most
+  const int64_t length = std::max(kShortest, (a.B * a.G * entries + kTarget - 1) / kTarget);
+  PortableParts parts;
+  parts.length = static_cast<int>(length);
+  parts.cuts = static_cast<int>(entries > 0 ? (entries - 1) / length : 0);
+  with_template(a, [&](auto, auto width) {
+    parts.floats = a.B * a.G * parts.cuts * 2 * 128 * width;
+    return cudaSuccess;
+  });
+  return parts;
+}
+
 cudaError_t block_sparse_portable_backward(const BlockSparseGpu& a, const BlockWalk& walk,
-                                           cudaStream_t stream) {
+                                           const PortableParts& parts, cudaStream_t stream) {
   if (const cudaError_t error = block_sparse_delta(a, stream)) return error;
   return with_template(a, [&](auto type, auto width) {
     using T = decltype(type);
     constexpr int kTiles = 2 + 2 * kStages<width>;
-    const int64_t chunks = a.B * a.G * walk.C * head_tiles(walk, a), pieces = a.B * a.G * walk.P;
-    const cudaError_t error =
+    const int64_t chunks = a.B * a.G * walk.C * head_tiles(walk, a);
+    const int64_t tasks = a.B * a.G * (walk.P + parts.cuts), cuts = a.B * a.G * parts.cuts;
+    cudaError_t error =
         launch(grad_q_kernel<T, width>, chunks, 1, kTiles * Tile<width>::kBytes, walk, a, stream);
     if (error != cudaSuccess) return error;
-    return launch(grad_kv_kernel<T, width>, pieces, Columns<width>::kParts, Columns<width>::kBytes,
-                  walk, a, stream);
+    error = launch(grad_kv_kernel<T, width>, tasks, Columns<width>::kParts, Columns<width>::kBytes,
+                   walk, a, stream, parts);
+    if (error != cudaSuccess || cuts == 0) return error;
+    merge_kernel<T, width>
+        <<<dim3(static_cast<unsigned>(cuts), 128 * width / 1024), 256, 0, stream>>>(walk, a, parts);
+    return cudaGetLastError();
   });
 }
 

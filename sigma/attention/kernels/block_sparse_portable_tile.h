@@ -166,16 +166,16 @@ cudaError_t with_template(const BlockSparseGpu& a, F f) {
 }
 
 /// Launches `items` CTAs, with more than the usual 48 KB of shared memory.
-template <class Kernel>
+template <class Kernel, class... More>
 cudaError_t launch(Kernel kernel, int64_t items, int parts, int bytes, const BlockWalk& walk,
-                   const BlockSparseGpu& a, cudaStream_t stream) {
+                   const BlockSparseGpu& a, cudaStream_t stream, const More&... more) {
   if (items == 0) return cudaSuccess;
   if (items > 0x7fffffff) return cudaErrorInvalidValue;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   kernel<<<dim3(static_cast<unsigned>(items), parts), kThreads, bytes, stream>>>(
-      walk, a, head_tiles(walk, a));
+      walk, a, head_tiles(walk, a), more...);
   return cudaGetLastError();
 }
 

@@ -22,39 +22,81 @@ struct Diverse {
   int pool, chosen;     // sizes
 
   __device__ float direction(int j) const { return apart[j * a.W + j]; }
-  /// Closes the places of blocks that are taken or have no direction. Places keep to their threads.
-  __device__ void close() {
+
+  /// Calls f(place, block) for the open places of this thread; they keep to their threads.
+  template <class F>
+  __device__ void for_open(F f) const {
     for (int i = team.rank; i < pool; i += T::kSize) {
       const int j = room.pool[i];
-      if (bit(room.taken, j) || direction(j) != 0) room.pool[i] = ~j;
+      if (j >= 0) f(i, j);
     }
-    team.sync();
+  }
+  /// Closes the places of blocks that are taken or have no direction.
+  __device__ void close() {
+    for_open([&](int i, int j) {
+      if (bit(room.taken, j) || direction(j) != 0) room.pool[i] = ~j;
+    });
+  }
+  __device__ void take(int i, int j) {
+    room.pool[i] = ~j;
+    atomicOr(&room.taken[j >> 5], 1u << (j & 31));
   }
 
-  /// Takes the open place of the pool of highest value(place, block), if it is not NaN. Returns the
-  /// block, or -1.
+  /// Takes the open block of highest value(place, block), if it is not NaN. Returns it, or -1.
   template <class Value>
   __device__ int take_best(Value value) {
-    Best best;
-    for (int i = team.rank; i < pool; i += T::kSize) {
-      const int j = room.pool[i];
-      if (j < 0) continue;
-      Best mine;
-      mine.value = value(i, j);
-      mine.key = key[j];
-      mine.at = isnan(mine.value) ? -1 : i;
-      if (mine.before(best)) best = mine;
-    }
-    best = team.best(best, room.bins);
-    if (best.at < 0) return -1;
-    const int j = room.pool[best.at];
-    team.sync();  // all have read it
-    if (best.at % T::kSize == team.rank) {
-      room.pool[best.at] = ~j;
-      room.taken[j >> 5] |= 1u << (j & 31);
-    }
+    Best mine;
+    int place = 0;
+    for_open([&](int i, int j) {
+      Best other;
+      other.value = value(i, j);
+      other.key = key[j];
+      other.block = isnan(other.value) ? -1 : j;
+      if (!other.before(mine)) return;
+      mine = other;
+      place = i;
+    });
+    const int own_best = mine.block;
+    const int j = team.best(mine, room.bins + 16).block;
+    if (j < 0) return -1;
+    if (j == own_best) take(place, j);
     ++chosen;
     return j;
+  }
+
+  /// Takes the `most` open blocks of highest order(block), a key; 0: not to be taken. Returns how
+  /// many.
+  template <class Order>
+  __device__ int take_top(int most, Order order) {
+    constexpr int kFew = 4;  // faster one by one
+    int open = 0;
+    for (int i = team.rank; i < pool; i += T::kSize) {
+      const int j = room.pool[i];
+      room.order[i] = j < 0 ? 0 : order(j);
+      open += room.order[i] != 0;
+    }
+    open = team.sum(open, room.bins);
+    most = min(most, open);
+    if (most <= 0) return 0;
+    Cut cut;
+    cut.ties = most;
+    if (most > kFew) {
+      cut.ties = -1;
+      if (most < open) cut = kth(team, room.order, pool, most, room.bins);
+      const bool all = cut.ties < 0;
+      for_open([&](int i, int j) {
+        const uint32_t x = room.order[i];
+        if (x != 0 && (x > cut.key || (x == cut.key && all))) take(i, j);
+      });
+      chosen += all ? most : most - cut.ties;
+    }
+    for (int i = 0; i < cut.ties; ++i) {  // of equal ones, by score
+      take_best([&](int k, int) {
+        const uint32_t x = room.order[k];
+        return x == 0 || x < cut.key ? NAN : static_cast<double>(x);
+      });
+    }
+    return most;
   }
 
   // Pivots in order: higher norm or score; of equal norms, forced ones first, the own before all.
@@ -71,12 +113,11 @@ struct Diverse {
 
   __device__ void dart() {
     close();
-    for (int more = a.num_pivots; more > 0 && chosen < n; --more) {
-      if (take_best([&](int, int j) { return a.pivot_by_norm ? norm[j] : 0.0; }) < 0) break;
-    }
+    take_top(min(a.num_pivots, n - chosen),
+             [&](int j) { return a.pivot_by_norm ? key_of(norm[j]) : max(key[j], 1u); });
     team.sync();
     // The list so far, sorted by counting who comes before.
-    int32_t* pivot = reinterpret_cast<int32_t*>(room.total);
+    int32_t* pivot = reinterpret_cast<int32_t*>(room.score);
     int32_t* sorted = pivot + n;
     const int P = chosen;
     if (team.warp == 0) {
@@ -97,44 +138,119 @@ struct Diverse {
     team.sync();
     const int rest = n - P;
     for (int i = 0; i < P; ++i) {
-      int share = rest / P + (i < rest % P ? 1 : 0);
+      const int share = rest / P + (i < rest % P ? 1 : 0);
       if (share == 0 || direction(sorted[i]) == kNoDirection) continue;
       const float* from = apart + sorted[i] * a.W;
-      for (int k = team.rank; k < pool; k += T::kSize) {
-        if (room.pool[k] >= 0) room.apart[k] = from[room.pool[k]];
-      }
-      for (; share > 0; --share) {
-        if (take_best([&](int k, int) { return static_cast<double>(room.apart[k]); }) < 0) return;
-      }
+      if (take_top(share, [&](int j) { return key_of(from[j]); }) < share) return;
     }
   }
 
   __device__ static double log_of(double x) { return x > 0 ? log(x) : -INFINITY; }
 
-  /// Block `j` is chosen: what is nearer to it than to those before.
-  __device__ void near(int j) {
-    if (direction(j) == kNoDirection) return;
-    const float* from = apart + j * a.W;
-    for (int i = team.rank; i < pool; i += T::kSize) {
-      if (room.pool[i] < 0) continue;
-      const float d = fmaxf(0.0f, from[room.pool[i]]);
-      if (d >= room.apart[i]) continue;
-      room.apart[i] = d;
-      room.total[i] = room.score[i] + log_of(d);
-    }
+  // score + log apart of a place, in the precision that decides, and a fast estimate of it. The
+  // score's float is room.order.
+  __device__ double total(int i) const {
+    return room.score[i] + (room.apart[i] == INFINITY ? 0 : log_of(room.apart[i]));
+  }
+  __device__ static uint32_t estimate(uint32_t score, float d) {
+    return key_of(__uint_as_float(score) + (d == INFINITY ? 0 : __logf(d)));
   }
 
+  // A thread's open places of the highest estimates.
+  struct Top {
+    uint32_t first = 0, second = 0;
+    int block = -1, place = 0;  // of the first
+  };
+
+  /// Block `j` is chosen (-1: none): what is nearer to it than to those before. Without branches, so
+  /// that the steps of several places overlap.
+  __device__ Top near(int j) {
+    constexpr int kAtOnce = 4;
+    Top top;
+    for (int i0 = team.rank; i0 < pool; i0 += kAtOnce * T::kSize) {
+      int block[kAtOnce];
+      uint32_t score[kAtOnce];
+      float before[kAtOnce], d[kAtOnce];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int i = i0 + k * T::kSize;
+        const bool there = i < pool;
+        block[k] = there ? room.pool[i] : -1;
+        before[k] = there ? room.apart[i] : 0;
+        score[k] = there ? room.order[i] : 0;
+      }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k)
+        d[k] = block[k] < 0 || j < 0 ? INFINITY : apart[j * a.W + block[k]];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int i = i0 + k * T::kSize;
+        d[k] = fmaxf(0.0f, d[k]);
+        if (d[k] < before[k]) room.apart[i] = d[k];
+        const uint32_t order = estimate(score[k], fminf(d[k], before[k]));
+        const uint32_t open = block[k] < 0 ? 0 : order;
+        top.second = max(top.second, min(open, top.first));
+        top.block = open > top.first ? block[k] : top.block;
+        top.place = open > top.first ? i : top.place;
+        top.first = max(top.first, open);
+      }
+    }
+    return top;
+  }
+
+  static constexpr int kNoBlock = -1, kSeveral = -2;
+  /// The block of the highest estimate; kSeveral if others are less than `error` away (then cut:
+  /// where they begin). `turn`: 0 and 1 in turns, for shared memory that others may still read.
+  __device__ int highest(const Top& top, float error, int turn, uint32_t& cut) const {
+    const auto below = [&](uint32_t order) { return key_of(score_of(order) - error); };
+    uint32_t first = __reduce_max_sync(kAll, top.first);
+    const bool held = first != 0 && top.first >= below(first);
+    const unsigned lanes = __ballot_sync(kAll, held);
+    int only = held && top.second >= below(first) ? kSeveral : top.block;
+    only = __shfl_sync(kAll, only, max(__ffs(static_cast<int>(lanes)) - 1, 0));
+    if (__popc(lanes) > 1) only = kSeveral;
+    if constexpr (T::kWarps > 1) {
+      uint2* all = reinterpret_cast<uint2*>(room.bins) + turn * T::kWarps;
+      if (team.lane == 0) all[team.warp] = {first, static_cast<uint32_t>(only)};
+      __syncthreads();
+      uint2 other[T::kWarps];
+#pragma unroll
+      for (int i = 0; i < T::kWarps; ++i) {
+        other[i] = all[i];
+        first = max(first, other[i].x);
+      }
+      only = kNoBlock;
+#pragma unroll
+      for (int i = 0; i < T::kWarps; ++i) {
+        if (other[i].x != 0 && other[i].x >= below(first))
+          only = only == kNoBlock ? static_cast<int>(other[i].y) : kSeveral;
+      }
+    }
+    cut = below(first);
+    return first == 0 ? kNoBlock : only;
+  }
+
+  /// Every pick is that of the highest total. Estimates leave few to look at closely, mostly one.
   __device__ void max_min() {
     close();
-    for (int i = team.rank; i < pool; i += T::kSize) {
-      const int j = room.pool[i];
-      room.score[i] = j < 0 || a.alpha == 0 ? 0 : a.alpha * log_of(score_of(key[j]));
-      room.apart[i] = INFINITY;
-      room.total[i] = room.score[i];  // before the first pick all are equally far
-    }
+    float largest = 0;  // of finite scores
+    for_open([&](int i, int j) {
+      const double score = a.alpha == 0 ? 0 : a.alpha * log_of(score_of(key[j]));
+      room.score[i] = score;
+      room.apart[i] = INFINITY;  // before the first pick all are equally far
+      room.order[i] = __float_as_uint(static_cast<float>(score));
+      if (isfinite(score)) largest = fmaxf(largest, static_cast<float>(fabs(score)));
+    });
+    largest = __uint_as_float(team.max(__float_as_uint(largest), room.bins));
+    // An estimate errs by 2^-24 of the score, 3 units of the last place of the logarithm (at most
+    // 104), and 2^-24 of the sum; two of them, and the difference's rounding.
+    const float error = 3 * 0x1p-21f * (largest + 128);
+    team.sync();
     for (int j0 = 0; j0 < count && chosen > 0; j0 += 32) {
-      for (uint32_t word = room.forced[j0 >> 5]; word != 0; word &= word - 1)
-        near(j0 + __ffs(static_cast<int>(word)) - 1);
+      for (uint32_t word = room.forced[j0 >> 5]; word != 0; word &= word - 1) {
+        const int j = j0 + __ffs(static_cast<int>(word)) - 1;
+        if (direction(j) != kNoDirection) near(j);
+      }
     }
     if (chosen == 0 && a.alpha == 0) {  // the block whose nearest neighbour is farthest
       const int first = take_best([&](int i, int j) {
@@ -147,10 +263,20 @@ struct Diverse {
       });
       if (first >= 0) near(first);
     }
-    while (chosen < n) {
-      const int j = take_best([&](int i, int) { return room.total[i]; });
+    Top top = near(-1);
+    for (int turn = 0; chosen < n; turn ^= 1) {
+      uint32_t cut;
+      int j = highest(top, error, turn, cut);
+      if (j == kSeveral) {
+        j = take_best([&](int i, int) {
+          return estimate(room.order[i], room.apart[i]) < cut ? NAN : total(i);
+        });
+      } else if (j != kNoBlock) {
+        if (j == top.block) take(top.place, j);
+        ++chosen;
+      }
       if (j < 0) return;
-      near(j);
+      top = near(j);
     }
   }
 };

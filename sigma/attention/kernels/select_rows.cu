@@ -23,43 +23,41 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // apart [pairs,W,W], 16 x 16 a thread block, 32 columns of the keys in shared memory at once; norm
-// by the thread blocks of the diagonal. Products of floats are exact in double.
+// by the thread blocks of the diagonal. Products of floats are exact in double; all sums go over
+// the columns in order, so that equal keys have a cosine of exactly 1.
 __global__ void __launch_bounds__(256) distances_kernel(const SelectBlocksGpu a) {
-  __shared__ float x[16][33], y[16][33];  // keys of the rows and of the columns
-  __shared__ double xx[16], yy[16];
-  const int r = static_cast<int>(threadIdx.x) / 16, c = static_cast<int>(threadIdx.x) % 16;
+  __shared__ double x[32][33];  // keys: 16 of the rows, then 16 of the columns
+  __shared__ double squares[32];
+  const int thread = static_cast<int>(threadIdx.x);
+  const int r = thread / 16, c = thread % 16;
   const int64_t i = blockIdx.x * 16 + r, j = blockIdx.y * 16 + c;
   for (int64_t pair = blockIdx.z; pair < a.B * a.G; pair += gridDim.z) {
     const float* keys = a.keys + pair * a.W * a.D;
-    double xy = 0, sum = 0, l1 = 0;
+    double xy = 0, xx = 0, l1 = 0;
     for (int64_t d0 = 0; d0 < a.D; d0 += 32) {
-      for (int k = threadIdx.x; k < 16 * 32; k += 256) {
+      for (int k = thread; k < 32 * 32; k += 256) {
         const int64_t row = k / 32, d = d0 + k % 32;
-        const int64_t from = blockIdx.x * 16 + row, to = blockIdx.y * 16 + row;
-        x[row][k % 32] = from < a.W && d < a.D ? keys[from * a.D + d] : 0;
-        y[row][k % 32] = to < a.W && d < a.D ? keys[to * a.D + d] : 0;
+        const int64_t key = (row < 16 ? blockIdx.x : blockIdx.y) * 16 + row % 16;
+        x[row][k % 32] = key < a.W && d < a.D ? keys[key * a.D + d] : 0;
       }
       __syncthreads();
-      for (int d = 0; d < 32; ++d) {
-        const double u = x[r][d], v = y[c][d];
-        xy = fma(u, v, xy);
-        if (c == 0) {
-          sum = fma(u, u, sum);
+#pragma unroll 8
+      for (int d = 0; d < 32; ++d) xy = fma(x[r][d], x[16 + c][d], xy);
+      if (thread < 32) {  // a key each
+        for (int d = 0; d < 32; ++d) {
+          const double u = x[thread][d];
+          xx = fma(u, u, xx);
           l1 += fabs(u);
-        } else if (c == 1) {
-          const double w = y[r][d];
-          sum = fma(w, w, sum);
         }
       }
       __syncthreads();  // before the next columns
     }
-    if (c == 0) xx[r] = sum;
-    if (c == 1) yy[r] = sum;
+    if (thread < 32) squares[thread] = xx;
     __syncthreads();
-    if (c == 0 && blockIdx.x == blockIdx.y && i < a.W)
-      a.norm[pair * a.W + i] = static_cast<float>(l1);
+    if (thread < 16 && blockIdx.x == blockIdx.y && blockIdx.x * 16 + thread < a.W)
+      a.norm[pair * a.W + blockIdx.x * 16 + thread] = static_cast<float>(l1);
     if (i < a.W && j < a.W) {
-      float apart = static_cast<float>(1 - xy / sqrt(xx[r] * yy[c]));
+      float apart = static_cast<float>(1 - xy / sqrt(squares[r] * squares[16 + c]));
       if (i == j) apart = xy > 0 ? 0.0f : xy == 0 ? kNoDirection : NAN;
       a.apart[(pair * a.W + i) * a.W + j] = apart;
     }

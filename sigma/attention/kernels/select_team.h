@@ -16,10 +16,10 @@ struct TeamRoom {
   uint32_t* taken;   // [ceil(W/32)] a bit a block: in the list
   uint32_t* forced;  // [ceil(W/32)]
   // dart, max_min:
-  int32_t* pool;  // [pool] blocks, ascending; those that may not be picked (any more) as ~block
-  float* apart;   // [pool] distance to the nearest chosen block, or to a pivot
-  double* score;  // [pool] max_min: alpha log p
-  double* total;  // [pool] score + log apart. dart: int32 pivots[2][n]
+  int32_t* pool;    // [pool] blocks, ascending; those that may not be picked (any more) as ~block
+  uint32_t* order;  // [pool] dart: what goes first, as key_of, or 0: none. max_min: score, a float
+  float* apart;     // [pool] max_min: distance to the nearest chosen block
+  double* score;    // [pool] max_min: alpha log p. dart: int32 pivots[2][n]
 };
 
 /// The pool of a row with `count` candidates.
@@ -33,7 +33,7 @@ __host__ __device__ inline int64_t mask_words(int64_t W) { return (W + 31) / 32;
 /// Bytes of a TeamRoom, a multiple of 16.
 __host__ __device__ inline int64_t team_bytes(const SelectBlocksGpu& a) {
   const int64_t pool = a.strategy == SelectStrategy::kTopN ? 0 : pool_size(a, a.W);
-  return (1024 + 2 * mask_words(a.W) * 4 + pool * 24 + 23) / 16 * 16;
+  return (1024 + 2 * mask_words(a.W) * 4 + pool * 20 + 15) / 16 * 16;
 }
 
 #ifdef __CUDACC__
@@ -42,12 +42,12 @@ __device__ inline TeamRoom team_room(const SelectBlocksGpu& a, unsigned char* me
   const int64_t pool = a.strategy == SelectStrategy::kTopN ? 0 : pool_size(a, a.W);
   const int64_t words = mask_words(a.W);
   TeamRoom room;
-  room.total = reinterpret_cast<double*>(memory);  // first: aligned to 16
-  room.score = room.total + pool;
+  room.bins = reinterpret_cast<uint32_t*>(memory);  // first: aligned to 16
+  room.score = reinterpret_cast<double*>(room.bins + 256);
   room.apart = reinterpret_cast<float*>(room.score + pool);
   room.pool = reinterpret_cast<int32_t*>(room.apart + pool);
-  room.bins = reinterpret_cast<uint32_t*>(room.pool + pool);
-  room.taken = room.bins + 256;
+  room.order = reinterpret_cast<uint32_t*>(room.pool + pool);
+  room.taken = room.order + pool;
   room.forced = room.taken + words;
   return room;
 }
@@ -64,15 +64,15 @@ __device__ inline float score_of(uint32_t key) {
 
 __device__ inline bool bit(const uint32_t* mask, int j) { return mask[j >> 5] >> (j & 31) & 1; }
 
-// A place in the pool, in the order: higher value, higher key, lower place.
+// A block, in the order: higher value, higher key, lower block.
 struct Best {
   double value = 0;
   uint32_t key = 0;
-  int at = -1;  // none
+  int block = -1;  // none
   __device__ bool before(const Best& other) const {
-    if (at < 0 || other.at < 0) return at >= 0;
+    if (block < 0 || other.block < 0) return block >= 0;
     if (value != other.value) return value > other.value;
-    return key != other.key ? key > other.key : at < other.at;
+    return key != other.key ? key > other.key : block < other.block;
   }
 };
 
@@ -95,7 +95,7 @@ struct Team {
       Best other;
       other.value = __shfl_xor_sync(kAll, mine.value, step);
       other.key = __shfl_xor_sync(kAll, mine.key, step);
-      other.at = __shfl_xor_sync(kAll, mine.at, step);
+      other.block = __shfl_xor_sync(kAll, mine.block, step);
       if (other.before(mine)) mine = other;
     }
     if constexpr (kWarps > 1) {
@@ -105,6 +105,31 @@ struct Team {
       for (int i = 0; i < kWarps; ++i) {
         if (all[i].before(mine)) mine = all[i];
       }
+      __syncthreads();  // before it is written again
+    }
+    return mine;
+  }
+
+  /// The highest of all threads. `room`: kWarps words; a sync must come before they are written
+  /// again.
+  __device__ uint32_t max(uint32_t mine, uint32_t* room) const {
+    mine = __reduce_max_sync(kAll, mine);
+    if constexpr (kWarps > 1) {
+      if (lane == 0) room[warp] = mine;
+      __syncthreads();
+      for (int i = 0; i < kWarps; ++i) mine = ::max(mine, room[i]);
+    }
+    return mine;
+  }
+
+  /// The sum over all threads. `room`: kWarps words that nobody reads.
+  __device__ int sum(int mine, uint32_t* room) const {
+    mine = __reduce_add_sync(kAll, mine);
+    if constexpr (kWarps > 1) {
+      if (lane == 0) room[warp] = static_cast<uint32_t>(mine);
+      __syncthreads();
+      mine = 0;
+      for (int i = 0; i < kWarps; ++i) mine += static_cast<int>(room[i]);
       __syncthreads();  // before it is written again
     }
     return mine;
