@@ -63,6 +63,7 @@ class SparseAttention : public Attention {
     TokenLayout layout;
     BlockGeometry geometry;
     bool causal = false;
+    bool consecutive = false;   // windows of packed rows 0, 1, 2, ...
     torch::Tensor window_rank;  // [windows] rank of the last token
     torch::Tensor tile_start;   // tiles of grid queries
 
@@ -75,6 +76,8 @@ class SparseAttention : public Attention {
     std::vector<std::shared_ptr<const BlockTables>> tables;  // of the branches, on a GPU
     SelectionTables selection;                               // on a GPU
   };
+  // Heads of q, and of the keys and values of each set; then gates.
+  torch::Tensor projected(const torch::Tensor& x) const;
   const Plan& plan_for(const TokenLayout& layout, torch::Device device);
   AttentionOutput branch(BlockSparseInput input, size_t at);
   struct Compressor {

@@ -1,0 +1,59 @@
+// What stands between linear maps, which make and take rows of tokens, and block-sparse attention,
+// which takes packed heads (block_plan.h). Plain torch is the definition; on an NVIDIA GPU both are
+// one kernel each way (kernels/packed_heads.h).
+#pragma once
+
+#include <torch/types.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "sigma/nn/rope.h"
+
+namespace sigma {
+
+/// Some heads of every row. A use for each reader: its gradients are then summed by the kernel.
+struct HeadsUse {
+  int64_t first = 0, count = 0;
+  bool turned = false;  // by the rotary embedding, where there is one
+};
+
+struct PackInput {
+  torch::Tensor rows;  // [B,N,C] in the order of tokens: heads of head_dim, then other columns
+  int64_t heads = 0, head_dim = 0;
+  torch::Tensor order;         // [N] int64: packed row -> token
+  const Rope* rope = nullptr;  // of the tokens
+  std::vector<HeadsUse> uses;
+};
+
+/// The use before use i of the same heads, turned alike; or i.
+size_t first_like(const PackInput& input, size_t i);
+
+struct PackedHeads {
+  std::vector<torch::Tensor> uses;  // [B,count,N,D]; equal ones share their memory
+  torch::Tensor rest;               // [B,N,C - heads * head_dim] the other columns
+};
+
+PackedHeads pack_heads(PackInput input);
+/// The definition; without a rope no use is turned.
+PackedHeads pack_heads_reference(const PackInput& input);
+
+struct GatedSumInput {
+  std::vector<torch::Tensor> branches;  // [B,H,Ng,D], packed grid tokens
+  torch::Tensor gates;                  // [B,N,H * branches] before the sigmoid, in order of tokens
+  torch::Tensor beside;                 // [B,H,N-Ng,D] the tokens beside the grid; undefined: none
+  torch::Tensor order, inverse;         // [N] packed row -> token, and back
+};
+
+/// sum_i sigmoid(gate_i) branch_i, and the tokens beside the grid as they are, as rows in the order of
+/// tokens [B,N,H*D].
+torch::Tensor gated_sum(const GatedSumInput& input);
+/// The definition.
+torch::Tensor gated_sum_reference(const GatedSumInput& input);
+
+/// The kernels on an NVIDIA GPU; false: they do not take `input` (float64, rows that are not aligned
+/// to 16 bytes, angles with a gradient or not one row a token), or a build without CUDA.
+bool pack_heads_gpu(const PackInput& input, PackedHeads& out);
+bool gated_sum_gpu(const GatedSumInput& input, torch::Tensor& out);
+
+}  // namespace sigma
