@@ -191,7 +191,7 @@ class Gated : public torch::autograd::Function<Gated> {
 bool pack_heads_gpu(const PackInput& in, PackedHeads& out) {
   const Tensor& x = in.rows;
   if (!x.is_cuda() || !heads_type(x) || in.uses.size() > kernels::kMaxUses || x.stride(-1) != 1 ||
-      !whole_units(in.head_dim, x) || !whole_units(x.stride(0), x) ||
+      !whole_units(in.head_dim, x) || !whole_units(x.size(2), x) || !whole_units(x.stride(0), x) ||
       !whole_units(x.stride(1), x) || reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 != 0)
     return false;
   const auto saved = c10::make_intrusive<Saved>();

@@ -171,15 +171,15 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
   }
   const PackedHeads packed = pack_heads(input);
   // Of branch i; keys of the first are not turned.
-  const auto q = [&](size_t i) { return first_rows(packed.uses[3 * i], Ng); };
+  const auto q = [&](size_t i) { return first_of(packed.uses[3 * i], 2, Ng); };
   const auto key = [&](size_t i) { return packed.uses[3 * i + 1]; };
   const auto value = [&](size_t i) { return packed.uses[3 * i + 2]; };
-  const Tensor raw = first_rows(key(0), Ng);
+  const Tensor raw = first_of(key(0), 2, Ng);
   const Tensor rank = geometry.rank();
 
   // Compressed.
   Tensor ck = compressed(raw, plan, compress_k_);
-  const Tensor cv = compressed(first_rows(value(0), Ng), plan, compress_v_);
+  const Tensor cv = compressed(first_of(value(0), 2, Ng), plan, compress_v_);
   if (rope && ck.size(2) > 0) ck = rope->rotate(ck, rope->at(plan.centres));
   const Tensor window_start = block_starts(ck.size(2), kWindowBlock);
   const int64_t window_blocks = window_start.size(0) - 1;
@@ -226,7 +226,7 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
   }
 
   GatedSumInput sum{.branches = outs,
-                    .gates = packed.rest.slice(-1, 0, num_heads_ * branches_),
+                    .gates = first_of(packed.rest, 2, num_heads_ * branches_),
                     .order = plan.order,
                     .inverse = plan.inverse};
   if (N > Ng) {  // tokens beside the grid

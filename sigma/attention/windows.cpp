@@ -43,7 +43,7 @@ bool consecutive(const Tensor& windows) {
 }
 
 Windows::Windows(const Tensor& x, int64_t count, int64_t size)
-    : slots(first_rows(x, count * size).unflatten(2, {count, size})) {}
+    : slots(first_of(x, 2, count * size).unflatten(2, {count, size})) {}
 
 Windows::Windows(const Tensor& x, const Tensor& windows) {
   const Tensor tokens = windows.to(x.device());
