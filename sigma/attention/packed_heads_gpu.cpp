@@ -123,21 +123,23 @@ class Pack : public torch::autograd::Function<Pack> {
 
 class Gated : public torch::autograd::Function<Gated> {
  public:
+  using Maybe = std::optional<Tensor>;
+
   static Tensor forward(AutogradContext* ctx, const Tensor& gates_in, const Tensor& order,
-                        const Tensor& beside, const Tensor& first, const Tensor& second,
-                        const Tensor& third) {
+                        const Maybe& beside, const Tensor& first, const Maybe& second,
+                        const Maybe& third) {
     const c10::cuda::CUDAGuard guard(first.device());
-    variable_list branches;
-    for (const Tensor& x : {first, second, third})
-      if (x.defined()) branches.push_back(x.contiguous());
+    variable_list branches = {first.contiguous()};
+    for (const Maybe& x : {second, third})
+      if (x) branches.push_back(x->contiguous());
     const Tensor gates = gates_in.contiguous();
-    const Tensor rest = beside.defined() ? beside.contiguous() : beside;
+    const Tensor rest = beside ? beside->contiguous() : Tensor();
     const int64_t H = first.size(1), D = first.size(3);
     const Tensor rows = torch::empty({gates.size(0), gates.size(1), H * D}, first.options());
     kernels::GatedSum a = arguments(branches, gates, order, rows);
     a.beside = or_null(rest);
     check(kernels::gated_sum(a, c10::cuda::getCurrentCUDAStream()));
-    ctx->saved_data["beside"] = beside.defined();
+    ctx->saved_data["beside"] = beside.has_value();
     branches.push_back(gates);
     branches.push_back(order);
     ctx->save_for_backward(branches);
@@ -216,8 +218,12 @@ bool gated_sum_gpu(const GatedSumInput& in, Tensor& out) {
   if (!x.is_cuda() || !heads_type(x) || in.gates.scalar_type() != x.scalar_type() ||
       in.branches.size() > kernels::kMaxBranches || !whole_units(x.size(3), x))
     return false;
-  const auto branch = [&](size_t i) { return i < in.branches.size() ? in.branches[i] : Tensor(); };
-  out = Gated::apply(in.gates, in.order, in.beside, branch(0), branch(1), branch(2));
+  const auto branch = [&](size_t i) {
+    return i < in.branches.size() ? std::optional(in.branches[i]) : std::nullopt;
+  };
+  out = Gated::apply(in.gates, in.order,
+                     in.beside.defined() ? std::optional(in.beside) : std::nullopt, in.branches[0],
+                     branch(1), branch(2));
   return true;
 }
 #else
