@@ -2,48 +2,42 @@
 
 #include <torch/types.h>
 
-#include <algorithm>
-
 #include "sigma/nn/linear.h"
 
 namespace sigma {
 
 using torch::Tensor;
 
-size_t first_like(const PackInput& in, size_t i) {
-  const auto same = [&](const HeadsUse& a) {
-    const HeadsUse& b = in.uses[i];
-    return a.first == b.first && a.count == b.count && a.turned == b.turned;
-  };
-  return static_cast<size_t>(std::find_if(in.uses.begin(), in.uses.end(), same) - in.uses.begin());
+int64_t PackInput::width() const {
+  int64_t heads = 0;
+  for (const HeadsPart& part : parts) heads += part.heads;
+  return heads * head_dim;
 }
 
 PackedHeads pack_heads_reference(const PackInput& in) {
-  const int64_t width = in.heads * in.head_dim;
-  const Tensor packed = in.rows.slice(-1, 0, width)
+  const Tensor packed = in.rows.slice(-1, 0, in.width())
                             .index_select(1, in.order)
-                            .unflatten(-1, {in.heads, in.head_dim})
+                            .unflatten(-1, {-1, in.head_dim})
                             .transpose(1, 2);
   RopeTable table;
   if (in.rope)
     table = {in.rope->table().cos.index_select(-2, in.order),
              in.rope->table().sin.index_select(-2, in.order)};
-  PackedHeads out{.rest = in.rows.slice(-1, width)};
-  for (size_t i = 0; i < in.uses.size(); ++i) {
-    if (const size_t like = first_like(in, i); like < i) {
-      out.uses.push_back(out.uses[like]);
-      continue;
+  PackedHeads out{.rest = in.rows.slice(-1, in.width())};
+  int64_t first = 0;
+  for (const HeadsPart& part : in.parts) {
+    const Tensor plain = packed.narrow(1, first, part.heads);
+    Tensor turned;
+    for (const bool turns : part.turned) {
+      if (turns && in.rope && !turned.defined()) turned = in.rope->rotate(plain, table);
+      out.heads.push_back(turns && in.rope ? turned : plain);
     }
-    const HeadsUse& use = in.uses[i];
-    const Tensor heads = packed.narrow(1, use.first, use.count);
-    out.uses.push_back(use.turned ? in.rope->rotate(heads, table) : heads);
+    first += part.heads;
   }
   return out;
 }
 
-PackedHeads pack_heads(PackInput in) {
-  if (!in.rope)
-    for (HeadsUse& use : in.uses) use.turned = false;
+PackedHeads pack_heads(const PackInput& in) {
   PackedHeads out;
   return pack_heads_gpu(in, out) ? out : pack_heads_reference(in);
 }

@@ -12,30 +12,31 @@
 
 namespace sigma {
 
-/// Some heads of every row. A use for each reader: its gradients are then summed by the kernel.
-struct HeadsUse {
-  int64_t first = 0, count = 0;
-  bool turned = false;  // by the rotary embedding, where there is one
+/// Heads of every row that belong together, and who reads them: turned by the rotary embedding, where
+/// there is one, or not. A kernel then sums the gradients of all readers.
+struct HeadsPart {
+  int64_t heads = 0;
+  std::vector<bool> turned;
 };
 
 struct PackInput {
-  torch::Tensor rows;  // [B,N,C] in the order of tokens: heads of head_dim, then other columns
-  int64_t heads = 0, head_dim = 0;
+  torch::Tensor rows;  // [B,N,C] in the order of tokens: the parts' heads, then other columns
+  int64_t head_dim = 0;
+  std::vector<HeadsPart> parts;
   torch::Tensor order;         // [N] int64: packed row -> token
   const Rope* rope = nullptr;  // of the tokens
-  std::vector<HeadsUse> uses;
+  /// Columns of all parts.
+  int64_t width() const;
 };
-
-/// The use before use i of the same heads, turned alike; or i.
-size_t first_like(const PackInput& input, size_t i);
 
 struct PackedHeads {
-  std::vector<torch::Tensor> uses;  // [B,count,N,D]; equal ones share their memory
-  torch::Tensor rest;               // [B,N,C - heads * head_dim] the other columns
+  /// [B,heads,N,D], a part's readers after the other's; equal ones share their memory.
+  std::vector<torch::Tensor> heads;
+  torch::Tensor rest;  // [B,N,C - width] the other columns
 };
 
-PackedHeads pack_heads(PackInput input);
-/// The definition; without a rope no use is turned.
+PackedHeads pack_heads(const PackInput& input);
+/// The definition.
 PackedHeads pack_heads_reference(const PackInput& input);
 
 struct GatedSumInput {
@@ -52,7 +53,8 @@ torch::Tensor gated_sum(const GatedSumInput& input);
 torch::Tensor gated_sum_reference(const GatedSumInput& input);
 
 /// The kernels on an NVIDIA GPU; false: they do not take `input` (float64, rows that are not aligned
-/// to 16 bytes, angles with a gradient or not one row a token), or a build without CUDA.
+/// to 16 bytes, angles with a gradient or not one row a token, more parts or readers than the layer
+/// has), or a build without CUDA.
 bool pack_heads_gpu(const PackInput& input, PackedHeads& out);
 bool gated_sum_gpu(const GatedSumInput& input, torch::Tensor& out);
 

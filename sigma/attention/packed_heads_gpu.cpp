@@ -1,6 +1,8 @@
 #include <torch/autograd.h>
 #include <torch/types.h>
 
+#include <algorithm>
+
 #include "sigma/attention/packed_heads.h"
 #include "sigma/base/error.h"
 #ifdef SIGMA_CUDA
@@ -37,91 +39,96 @@ bool whole_units(int64_t count, const Tensor& x) { return count * x.element_size
 
 void* or_null(const Tensor& t) { return t.defined() ? t.data_ptr() : nullptr; }
 
-// All but the data.
-kernels::PackHeads arguments(const PackInput& in, const Tensor& rows) {
-  kernels::PackHeads a{.type = *heads_type(rows),
-                       .B = rows.size(0),
-                       .N = rows.size(1),
-                       .D = in.head_dim,
-                       .heads = static_cast<int32_t>(in.heads),
-                       .rows = rows.data_ptr(),
-                       .batch_stride = rows.stride(0),
-                       .row_stride = rows.stride(1),
-                       .order = in.order.data_ptr<int64_t>(),
-                       .uses = static_cast<int32_t>(in.uses.size())};
-  for (size_t i = 0; i < in.uses.size(); ++i) {
-    const HeadsUse& use = in.uses[i];
-    a.use[i] = {.first = static_cast<int32_t>(use.first),
-                .count = static_cast<int32_t>(use.count),
-                .turned = use.turned};
-  }
-  return a;
-}
-
-struct Saved : torch::CustomClassHolder {
-  PackInput in;  // without rows and rope
-  Tensor cos, sin;
+// What the backward needs, too.
+struct Pack : torch::CustomClassHolder {
+  int64_t head_dim = 0, width = 0;
+  std::vector<HeadsPart> parts;  // turned: only where there are angles
+  Tensor order, cos, sin;
   bool interleaved = true;
-  torch::Tensor like;  // an empty tensor with the options of rows
-  std::vector<int64_t> sizes;
+  std::vector<int64_t> sizes;  // of rows
+  torch::TensorOptions options;
 
-  void angles(kernels::PackHeads& a) const {
-    if (!cos.defined()) return;
-    a.cos = cos.data_ptr<float>();
-    a.sin = sin.data_ptr<float>();
-    a.pairs = static_cast<int32_t>(cos.size(1));
-    a.interleaved = interleaved;
+  // All but the parts' pointers.
+  kernels::PackHeads arguments(const Tensor& rows) const {
+    kernels::PackHeads a{.type = *heads_type(rows),
+                         .B = rows.size(0),
+                         .N = rows.size(1),
+                         .D = head_dim,
+                         .rows = rows.data_ptr(),
+                         .batch_stride = rows.stride(0),
+                         .row_stride = rows.stride(1),
+                         .order = order.data_ptr<int64_t>(),
+                         .interleaved = interleaved,
+                         .parts = static_cast<int32_t>(parts.size())};
+    if (cos.defined()) {
+      a.cos = cos.data_ptr<float>();
+      a.sin = sin.data_ptr<float>();
+      a.pairs = static_cast<int32_t>(cos.size(1));
+    }
+    int32_t first = 0;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      a.part[i].first = first;
+      a.part[i].heads = static_cast<int32_t>(parts[i].heads);
+      first += a.part[i].heads;
+    }
+    return a;
   }
 };
 
-class Pack : public torch::autograd::Function<Pack> {
+class PackFunction : public torch::autograd::Function<PackFunction> {
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& rows,
-                               const c10::intrusive_ptr<Saved>& saved) {
+                               const c10::intrusive_ptr<Pack>& pack) {
     const c10::cuda::CUDAGuard guard(rows.device());
-    const PackInput& in = saved->in;
-    kernels::PackHeads a = arguments(in, rows);
-    saved->angles(a);
+    pack->sizes = rows.sizes().vec();
+    pack->options = rows.options();
+    kernels::PackHeads a = pack->arguments(rows);
     variable_list out;
-    for (size_t i = 0; i < in.uses.size(); ++i) {
-      const HeadsUse& use = in.uses[i];
-      if (const size_t like = first_like(in, i); like < i) {
-        out.push_back(out[like].variable_data());  // written once, of its own to autograd
-        continue;
+    for (size_t i = 0; i < pack->parts.size(); ++i) {
+      const HeadsPart& part = pack->parts[i];
+      Tensor plain, turned;
+      for (const bool turns : part.turned) {
+        Tensor& x = turns ? turned : plain;
+        if (x.defined()) {
+          out.push_back(x.variable_data());  // the same memory, of its own to autograd
+          continue;
+        }
+        x = torch::empty({a.B, part.heads, a.N, a.D}, rows.options());
+        out.push_back(x);
       }
-      out.push_back(
-          torch::empty({rows.size(0), use.count, rows.size(1), in.head_dim}, rows.options()));
-      a.use[i].data = out.back().data_ptr();
+      a.part[i].plain = or_null(plain);
+      a.part[i].turned = or_null(turned);
     }
     check(kernels::pack_heads(a, c10::cuda::getCurrentCUDAStream()));
-    out.push_back(rows.slice(-1, in.heads * in.head_dim).clone());
-    saved->sizes = rows.sizes().vec();
-    saved->like = torch::empty({0}, rows.options());
-    ctx->saved_data["saved"] = c10::IValue::make_capsule(saved);
+    out.push_back(rows.slice(-1, pack->width).clone());
+    ctx->saved_data["pack"] = c10::IValue::make_capsule(pack);
     ctx->set_materialize_grads(false);
     return out;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto capsule = ctx->saved_data["saved"].toCapsule();
-    const Saved& saved = static_cast<const Saved&>(*capsule);
-    const c10::cuda::CUDAGuard guard(saved.like.device());
-    const Tensor rows = torch::empty(saved.sizes, saved.like.options());
-    kernels::PackHeads a = arguments(saved.in, rows);
-    saved.angles(a);
-    for (size_t i = 0; i < saved.in.uses.size(); ++i) {
-      if (grads[i].defined()) grads[i] = grads[i].contiguous();
-      a.use[i].data = or_null(grads[i]);
+    const auto capsule = ctx->saved_data["pack"].toCapsule();
+    const Pack& pack = static_cast<const Pack&>(*capsule);
+    const c10::cuda::CUDAGuard guard(pack.options.device());
+    const Tensor rows = torch::empty(pack.sizes, pack.options);
+    kernels::PackHeads a = pack.arguments(rows);
+    size_t at = 0;
+    for (size_t i = 0; i < pack.parts.size(); ++i) {
+      for (size_t reader = 0; reader < pack.parts[i].turned.size(); ++reader, ++at) {
+        if (grads[at].defined()) grads[at] = grads[at].contiguous();
+        a.part[i].grad[reader] = or_null(grads[at]);
+        a.part[i].turns[reader] = pack.parts[i].turned[reader];
+      }
     }
     check(kernels::pack_heads_grad(a, c10::cuda::getCurrentCUDAStream()));
-    const Tensor rest = rows.slice(-1, saved.in.heads * saved.in.head_dim);
+    const Tensor rest = rows.slice(-1, pack.width);
     if (grads.back().defined()) rest.copy_(grads.back());
     else rest.zero_();
     return {rows, Tensor()};
   }
 };
 
-class Gated : public torch::autograd::Function<Gated> {
+class GatedFunction : public torch::autograd::Function<GatedFunction> {
  public:
   using Maybe = std::optional<Tensor>;
 
@@ -192,24 +199,29 @@ class Gated : public torch::autograd::Function<Gated> {
 
 bool pack_heads_gpu(const PackInput& in, PackedHeads& out) {
   const Tensor& x = in.rows;
-  if (!x.is_cuda() || !heads_type(x) || in.uses.size() > kernels::kMaxUses || x.stride(-1) != 1 ||
+  const auto fits = [](const HeadsPart& p) { return p.turned.size() <= kernels::kMaxReaders; };
+  if (!x.is_cuda() || !heads_type(x) || in.parts.empty() || in.parts.size() > kernels::kMaxParts ||
+      !std::all_of(in.parts.begin(), in.parts.end(), fits) || x.stride(-1) != 1 ||
       !whole_units(in.head_dim, x) || !whole_units(x.size(2), x) || !whole_units(x.stride(0), x) ||
       !whole_units(x.stride(1), x) || reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 != 0)
     return false;
-  const auto saved = c10::make_intrusive<Saved>();
-  saved->in = in;
-  saved->in.rows = Tensor();
-  saved->in.rope = nullptr;
+  const auto pack = c10::make_intrusive<Pack>();
+  pack->head_dim = in.head_dim;
+  pack->width = in.width();
+  pack->parts = in.parts;
+  pack->order = in.order;
   if (in.rope) {
     const auto& [cos, sin] = in.rope->table();
     if (cos.dim() != 2 || cos.scalar_type() != torch::kFloat || cos.requires_grad()) return false;
-    saved->cos = cos.contiguous();
-    saved->sin = sin.contiguous();
-    saved->interleaved = in.rope->interleaved();
+    pack->cos = cos.contiguous();
+    pack->sin = sin.contiguous();
+    pack->interleaved = in.rope->interleaved();
+  } else {
+    for (HeadsPart& part : pack->parts) part.turned.assign(part.turned.size(), false);
   }
-  out.uses = Pack::apply(x, saved);
-  out.rest = out.uses.back();
-  out.uses.pop_back();
+  out.heads = PackFunction::apply(x, pack);
+  out.rest = out.heads.back();
+  out.heads.pop_back();
   return true;
 }
 
@@ -221,9 +233,9 @@ bool gated_sum_gpu(const GatedSumInput& in, Tensor& out) {
   const auto branch = [&](size_t i) {
     return i < in.branches.size() ? std::optional(in.branches[i]) : std::nullopt;
   };
-  out = Gated::apply(in.gates, in.order,
-                     in.beside.defined() ? std::optional(in.beside) : std::nullopt, in.branches[0],
-                     branch(1), branch(2));
+  out = GatedFunction::apply(in.gates, in.order,
+                             in.beside.defined() ? std::optional(in.beside) : std::nullopt,
+                             in.branches[0], branch(1), branch(2));
   return true;
 }
 #else

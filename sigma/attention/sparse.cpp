@@ -158,22 +158,23 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
   const torch::TensorOptions ids = torch::TensorOptions(torch::kInt).device(x.device());
 
   const int64_t sets = config_.separate_kv ? branches_ : 1;
-  PackInput input{.rows = projected(x),
-                  .heads = num_heads_ + 2 * sets * kv_heads_,
-                  .head_dim = head_dim_,
-                  .order = plan.order,
-                  .rope = rope};
-  for (int64_t i = 0; i < branches_; ++i) {
-    const int64_t keys = num_heads_ + (config_.separate_kv ? 2 * i * kv_heads_ : 0);
-    input.uses.push_back({.first = 0, .count = num_heads_, .turned = true});
-    input.uses.push_back({.first = keys, .count = kv_heads_, .turned = i > 0});
-    input.uses.push_back({.first = keys + kv_heads_, .count = kv_heads_});
+  PackInput input{.rows = projected(x), .head_dim = head_dim_, .order = plan.order, .rope = rope};
+  // Every branch reads queries, keys and values; the compressed one keys that are not turned.
+  const auto readers = static_cast<size_t>(branches_);
+  input.parts = {{.heads = num_heads_, .turned = std::vector<bool>(readers, true)}};
+  for (int64_t i = 0; i < sets; ++i) {
+    HeadsPart keys{.heads = kv_heads_, .turned = std::vector<bool>(sets > 1 ? 1 : readers, true)};
+    if (i == 0) keys.turned[0] = false;
+    input.parts.push_back(keys);
+    input.parts.push_back(
+        {.heads = kv_heads_, .turned = std::vector<bool>(keys.turned.size(), false)});
   }
   const PackedHeads packed = pack_heads(input);
-  // Of branch i; keys of the first are not turned.
-  const auto q = [&](size_t i) { return first_of(packed.uses[3 * i], 2, Ng); };
-  const auto key = [&](size_t i) { return packed.uses[3 * i + 1]; };
-  const auto value = [&](size_t i) { return packed.uses[3 * i + 2]; };
+  const auto q = [&](size_t i) { return first_of(packed.heads[i], 2, Ng); };
+  const auto key = [&](size_t i) { return packed.heads[readers + (sets > 1 ? 2 * i : i)]; };
+  const auto value = [&](size_t i) {
+    return packed.heads[sets > 1 ? readers + 2 * i + 1 : 2 * readers + i];
+  };
   const Tensor raw = first_of(key(0), 2, Ng);
   const Tensor rank = geometry.rank();
 
@@ -233,7 +234,7 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
     const int64_t M = num_heads_ / kv_heads_;
     std::optional<Tensor> allowed;
     if (plan.beside.defined()) allowed = plan.beside;
-    sum.beside = at::scaled_dot_product_attention(packed.uses[3].slice(2, Ng),
+    sum.beside = at::scaled_dot_product_attention(packed.heads[1].slice(2, Ng),
                                                   key(1).repeat_interleave(M, 1),
                                                   value(1).repeat_interleave(M, 1), allowed);
   }

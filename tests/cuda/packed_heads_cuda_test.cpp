@@ -79,7 +79,7 @@ TEST_F(PackedHeadsCuda, Pack) {
   for (const Case& c : cases) {
     for (const auto type : kTypes) {
       SCOPED_TRACE(std::to_string(c.D) + c.pairing + toString(type));
-      const int64_t heads = 7;
+      const int64_t heads = 23;
       const TokenLayout layout{.before = 2, .grid = c.grid, .after = 1};
       const RopeConfig config{.kind = "axial",
                               .pairing = c.pairing.empty() ? "half" : c.pairing,
@@ -90,21 +90,20 @@ TEST_F(PackedHeadsCuda, Pack) {
       const auto run = [&](torch::Device device, bool kernels) {
         const auto angles = kernels ? torch::kFloat : torch::kDouble;
         const Rope rope(config, c.D, layout, angles, device);
-        PackInput in{.heads = heads, .head_dim = c.D};
+        PackInput in{.head_dim = c.D};
         in.order = permutation(layout.tokens()).to(device);
-        // Head 6 is not used.
-        in.uses = {{0, 3, true}, {3, 2, false}, {5, 1, false}, {0, 3, true},
-                   {3, 2, true}, {3, 2, true},  {5, 1, false}};
         if (!c.pairing.empty()) in.rope = &rope;
-        else
-          for (HeadsUse& use : in.uses) use.turned = false;
+        in.parts = {{.heads = 17, .turned = {true, true, true}},
+                    {.heads = 2, .turned = {false, true, true}},
+                    {.heads = 3, .turned = {false, false}},
+                    {.heads = 1, .turned = {}}};  // which nobody reads
         const auto pack = [&](const std::vector<Tensor>& leaves) {
           in.rows = leaves[0].slice(-1, 8, 8 + heads * c.D + c.rest);
           PackedHeads out;
           if (kernels) EXPECT_TRUE(pack_heads_gpu(in, out));
           else out = pack_heads_reference(in);
-          out.uses.push_back(out.rest);
-          return out.uses;
+          out.heads.push_back(out.rest);
+          return out.heads;
         };
         const Tensor leaf = kernels ? wide.to(device) : wide.to(torch::kDouble);
         return with_gradients(pack, {leaf.detach().requires_grad_()});
@@ -161,10 +160,11 @@ TEST_F(PackedHeadsCuda, GatedSum) {
 
 TEST_F(PackedHeadsCuda, WhatKernelsDoNotTakeIsLeftToTorch) {
   const auto taken = [](int64_t D, torch::ScalarType type, int64_t offset) {
-    PackInput in{.heads = 2, .head_dim = D, .order = torch::arange(5, torch::kCUDA)};
+    PackInput in{.head_dim = D,
+                 .parts = {{.heads = 2, .turned = {false}}},
+                 .order = torch::arange(5, torch::kCUDA)};
     in.rows = torch::zeros({1, 5, 2 * D + 8}, torch::TensorOptions(torch::kCUDA).dtype(type));
     in.rows = in.rows.slice(-1, offset, offset + 2 * D);
-    in.uses = {{0, 2, false}};
     PackedHeads out;
     return pack_heads_gpu(in, out);
   };

@@ -4,84 +4,134 @@
 namespace sigma::kernels {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kLanes = 8;  // of a head: 128 bytes of it at a time
+// Where head h of packed row i of sample b lies, and its gates.
+struct Place {
+  bool gated;      // a grid token
+  int64_t out;     // in rows
+  int64_t packed;  // in the branches, or in beside
+  int64_t gate;
 
-// A packed row a thread block, 8 lanes a head. All lanes stay to the end: they sum together.
-template <typename T, bool kGrad>
-__global__ void __launch_bounds__(kThreads) gated_kernel(const GatedSum a) {
-  constexpr int kSize = Unit<T>::kSize;
+  __device__ Place(const GatedSum& a, int64_t b, int64_t i, int64_t h) : gated(i < a.Ng) {
+    const int64_t row = (b * a.N + a.order[i]) * a.H + h;
+    out = row * a.D;
+    packed =
+        gated ? ((b * a.H + h) * a.Ng + i) * a.D : ((b * a.H + h) * (a.N - a.Ng) + i - a.Ng) * a.D;
+    gate = row * a.branches;
+  }
+};
+
+template <typename T>
+__device__ void load_gates(const GatedSum& a, const Place& at, float (&gate)[kMaxBranches]) {
+#pragma unroll
+  for (int j = 0; j < kMaxBranches; ++j) {
+    if (at.gated && j < a.branches)
+      gate[j] = 1 / (1 + __expf(-as_float(__ldg(static_cast<const T*>(a.gates) + at.gate + j))));
+  }
+}
+
+// All branches' units at c, on their way before one is used.
+template <typename T>
+__device__ void load_branches(const GatedSum& a, const Place& at, int c,
+                              uint4 (&raw)[kMaxBranches]) {
+#pragma unroll
+  for (int j = 0; j < kMaxBranches; ++j) {
+    if (j < a.branches) raw[j] = load_16(static_cast<const T*>(a.branch[j]) + at.packed + c);
+  }
+}
+
+// A packed row a thread block, 8 lanes a head.
+template <typename T>
+__global__ void __launch_bounds__(kHeadThreads) gated_kernel(const GatedSum a) {
   const int64_t b = blockIdx.x / a.N, i = blockIdx.x % a.N;
-  const int64_t row = b * a.N + a.order[i];
-  const bool gated = i < a.Ng;
-  const int D = static_cast<int>(a.D);
-  for (int64_t first = 0; first < a.H; first += kThreads / kLanes) {
-    const int64_t head = first + threadIdx.x / kLanes;
-    const bool there = head < a.H;
-    T* const out = static_cast<T*>(a.rows) + (row * a.H + head) * D;
-    const int64_t packed = gated ? ((b * a.H + head) * a.Ng + i) * D
-                                 : ((b * a.H + head) * (a.N - a.Ng) + i - a.Ng) * D;
-    const int64_t gate_at = (row * a.H + head) * a.branches;
-    float gate[kMaxBranches] = {}, dot[kMaxBranches] = {};
+  for (int64_t h = threadIdx.x / kHeadLanes; h < a.H; h += kHeadsAtOnce) {
+    const Place at(a, b, i, h);
+    float gate[kMaxBranches] = {};
+    load_gates<T>(a, at, gate);
+    for (int c = threadIdx.x % kHeadLanes * Unit<T>::kSize; c < a.D;
+         c += kHeadLanes * Unit<T>::kSize) {
+      Unit<T> sum;
+      if (at.gated) {
+        uint4 raw[kMaxBranches] = {};
+        load_branches<T>(a, at, c, raw);
 #pragma unroll
-    for (int j = 0; j < kMaxBranches; ++j) {
-      if (gated && there && j < a.branches)
-        gate[j] = 1 / (1 + __expf(-as_float(static_cast<const T*>(a.gates)[gate_at + j])));
-    }
-    for (int c = threadIdx.x % kLanes * kSize; there && c < D; c += kLanes * kSize) {
-      if (!gated) {
-        if (kGrad) Unit<T>::load(out + c).store(static_cast<T*>(a.grad_beside) + packed + c);
-        else Unit<T>::load(static_cast<const T*>(a.beside) + packed + c).store(out + c);
-        continue;
+        for (int j = 0; j < kMaxBranches; ++j)
+          if (j < a.branches) sum.add(Unit<T>(raw[j]), gate[j]);
+      } else {
+        sum = Unit<T>(load_16(static_cast<const T*>(a.beside) + at.packed + c));
       }
-      Unit<T> sum = kGrad ? Unit<T>::load(out + c) : Unit<T>::zero();
-#pragma unroll
-      for (int j = 0; j < kMaxBranches; ++j) {
-        if (j >= a.branches) break;
-        Unit<T> x = Unit<T>::load(static_cast<const T*>(a.branch[j]) + packed + c);
-#pragma unroll
-        for (int k = 0; k < kSize; ++k) {
-          if (kGrad) {
-            dot[j] += sum.x[k] * x.x[k];
-            x.x[k] = gate[j] * sum.x[k];
-          } else {
-            sum.x[k] += gate[j] * x.x[k];
-          }
-        }
-        if (kGrad) x.store(static_cast<T*>(a.grad_branch[j]) + packed + c);
-      }
-      if (!kGrad) sum.store(out + c);
-    }
-    if (kGrad) {
-#pragma unroll
-      for (int j = 0; j < kMaxBranches; ++j) {
-#pragma unroll
-        for (int step = 1; step < kLanes; step *= 2) dot[j] += __shfl_xor_sync(~0u, dot[j], step);
-        if (there && j < a.branches && threadIdx.x % kLanes == j)
-          set_rounded(static_cast<T*>(a.grad_gates)[gate_at + j], dot[j] * gate[j] * (1 - gate[j]));
-      }
+      sum.store(static_cast<T*>(a.rows) + at.out + c);
     }
   }
 }
 
-template <bool kGrad>
-cudaError_t launch(const GatedSum& a, cudaStream_t stream) {
+// The same; all lanes stay to the end, for they sum together.
+template <typename T>
+__global__ void __launch_bounds__(kHeadThreads) grad_kernel(const GatedSum a) {
+  const int64_t b = blockIdx.x / a.N, i = blockIdx.x % a.N;
+  const int lane = static_cast<int>(threadIdx.x) % kHeadLanes;
+  for (int64_t first = 0; first < a.H; first += kHeadsAtOnce) {
+    const int64_t h = first + threadIdx.x / kHeadLanes;
+    const bool there = h < a.H;
+    const Place at(a, b, i, there ? h : 0);
+    float gate[kMaxBranches] = {}, dot[kMaxBranches] = {};
+    load_gates<T>(a, at, gate);
+    for (int c = lane * Unit<T>::kSize; there && c < a.D; c += kHeadLanes * Unit<T>::kSize) {
+      const Unit<T> grad(load_16(static_cast<const T*>(a.rows) + at.out + c));
+      if (!at.gated) {
+        grad.store(static_cast<T*>(a.grad_beside) + at.packed + c);
+        continue;
+      }
+      uint4 raw[kMaxBranches] = {};
+      load_branches<T>(a, at, c, raw);
+#pragma unroll
+      for (int j = 0; j < kMaxBranches; ++j) {
+        if (j >= a.branches) continue;
+        const Unit<T> x(raw[j]);
+        Unit<T> out;
+        out.add(grad, gate[j]);
+        out.store(static_cast<T*>(a.grad_branch[j]) + at.packed + c);
+#pragma unroll
+        for (int k = 0; k < Unit<T>::kSize; ++k) dot[j] += grad.x[k] * x.x[k];
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kMaxBranches; ++j) {
+#pragma unroll
+      for (int step = 1; step < kHeadLanes; step *= 2) dot[j] += __shfl_xor_sync(~0u, dot[j], step);
+      if (there && j < a.branches && lane == j)
+        round_to(static_cast<T*>(a.grad_gates)[at.gate + j], dot[j] * gate[j] * (1 - gate[j]));
+    }
+  }
+}
+
+template <typename Kernel>
+cudaError_t launch(const GatedSum& a, cudaStream_t stream, Kernel kernel) {
   const int64_t unit = a.type == HeadsType::kFloat32 ? 4 : 8;
   if (a.D % unit != 0 || a.branches > kMaxBranches || a.B * a.N >= int64_t{1} << 31)
     return cudaErrorInvalidValue;
   if (a.B * a.N * a.H * a.D == 0) return cudaSuccess;
-  const auto kernel = a.type == HeadsType::kFloat32   ? gated_kernel<float, kGrad>
-                      : a.type == HeadsType::kFloat16 ? gated_kernel<__half, kGrad>
-                                                      : gated_kernel<__nv_bfloat16, kGrad>;
-  kernel<<<static_cast<unsigned>(a.B * a.N), kThreads, 0, stream>>>(a);
+  kernel<<<static_cast<unsigned>(a.B * a.N), kHeadThreads, 0, stream>>>(a);
   return cudaGetLastError();
 }
 
 }  // namespace
 
-cudaError_t gated_sum(const GatedSum& a, cudaStream_t stream) { return launch<false>(a, stream); }
+cudaError_t gated_sum(const GatedSum& a, cudaStream_t stream) {
+  switch (a.type) {
+    case HeadsType::kFloat32: return launch(a, stream, gated_kernel<float>);
+    case HeadsType::kFloat16: return launch(a, stream, gated_kernel<__half>);
+    case HeadsType::kBfloat16: return launch(a, stream, gated_kernel<__nv_bfloat16>);
+  }
+  return cudaErrorInvalidValue;
+}
+
 cudaError_t gated_sum_grad(const GatedSum& a, cudaStream_t stream) {
-  return launch<true>(a, stream);
+  switch (a.type) {
+    case HeadsType::kFloat32: return launch(a, stream, grad_kernel<float>);
+    case HeadsType::kFloat16: return launch(a, stream, grad_kernel<__half>);
+    case HeadsType::kBfloat16: return launch(a, stream, grad_kernel<__nv_bfloat16>);
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace sigma::kernels

@@ -1,4 +1,4 @@
-// 16 bytes of a row as floats. Device code.
+// 16 bytes of a head as floats, and how a thread block divides heads. Device code.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -8,37 +8,40 @@
 
 namespace sigma::kernels {
 
+constexpr int kHeadThreads = 128;
+constexpr int kHeadLanes = 8;  // of a head: 128 bytes of it at a time
+constexpr int kHeadsAtOnce = kHeadThreads / kHeadLanes;
+
 __device__ inline float as_float(float x) { return x; }
 __device__ inline float as_float(__half x) { return __half2float(x); }
 __device__ inline float as_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ inline void set_rounded(float& to, float x) { to = x; }
-__device__ inline void set_rounded(__half& to, float x) { to = __float2half_rn(x); }
-__device__ inline void set_rounded(__nv_bfloat16& to, float x) { to = __float2bfloat16_rn(x); }
+__device__ inline void round_to(float& to, float x) { to = x; }
+__device__ inline void round_to(__half& to, float x) { to = __float2half_rn(x); }
+__device__ inline void round_to(__nv_bfloat16& to, float x) { to = __float2bfloat16_rn(x); }
+
+/// What the kernel does not write: loads may be reordered with its stores.
+__device__ inline uint4 load_16(const void* from) { return __ldg(static_cast<const uint4*>(from)); }
 
 template <typename T>
 struct Unit {
   static constexpr int kSize = 16 / static_cast<int>(sizeof(T));
-  float x[kSize];
+  float x[kSize] = {};
 
-  __device__ static Unit zero() {
-    Unit out;
-#pragma unroll
-    for (int j = 0; j < kSize; ++j) out.x[j] = 0;
-    return out;
-  }
-  __device__ static Unit load(const T* from) {
-    const uint4 raw = *reinterpret_cast<const uint4*>(from);
+  __device__ Unit() {}
+  __device__ explicit Unit(const uint4& raw) {
     T values[kSize];
     memcpy(values, &raw, 16);
-    Unit out;
 #pragma unroll
-    for (int j = 0; j < kSize; ++j) out.x[j] = as_float(values[j]);
-    return out;
+    for (int j = 0; j < kSize; ++j) x[j] = as_float(values[j]);
+  }
+  __device__ void add(const Unit& other, float factor = 1) {
+#pragma unroll
+    for (int j = 0; j < kSize; ++j) x[j] += factor * other.x[j];
   }
   __device__ void store(T* to) const {
     T values[kSize];
 #pragma unroll
-    for (int j = 0; j < kSize; ++j) set_rounded(values[j], x[j]);
+    for (int j = 0; j < kSize; ++j) round_to(values[j], x[j]);
     uint4 raw;
     memcpy(&raw, values, 16);
     *reinterpret_cast<uint4*>(to) = raw;
