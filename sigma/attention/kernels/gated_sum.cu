@@ -4,7 +4,7 @@
 namespace sigma::kernels {
 namespace {
 
-// Where head h of packed row i of sample b lies, and its gates.
+// Where head h of packed row i lies, and its gates.
 struct Place {
   bool gated;      // a grid token
   int64_t out;     // in rows
@@ -21,85 +21,91 @@ struct Place {
 };
 
 template <typename T>
-__device__ void load_gates(const GatedSum& a, const Place& at, float (&gate)[kMaxBranches]) {
+__device__ float gate_of(const GatedSum& a, const Place& at, int j) {
+  return 1 / (1 + __expf(-as_float(__ldg(static_cast<const T*>(a.gates) + at.gate + j))));
+}
+
+// What all branches, or beside as the first, hold at c.
+template <typename T>
+__device__ void load(const GatedSum& a, const Place& at, int64_t c, uint4 (&raw)[kMaxBranches]) {
 #pragma unroll
   for (int j = 0; j < kMaxBranches; ++j) {
     if (at.gated && j < a.branches)
-      gate[j] = 1 / (1 + __expf(-as_float(__ldg(static_cast<const T*>(a.gates) + at.gate + j))));
+      raw[j] = load_16(static_cast<const T*>(a.branch[j]) + at.packed + c);
   }
+  if (!at.gated) raw[0] = load_16(static_cast<const T*>(a.beside) + at.packed + c);
 }
 
-// All branches' units at c, on their way before one is used.
-template <typename T>
-__device__ void load_branches(const GatedSum& a, const Place& at, int c,
-                              uint4 (&raw)[kMaxBranches]) {
-#pragma unroll
-  for (int j = 0; j < kMaxBranches; ++j) {
-    if (j < a.branches) raw[j] = load_16(static_cast<const T*>(a.branch[j]) + at.packed + c);
-  }
-}
-
-// A packed row a thread block, 8 lanes a head.
 template <typename T>
 __global__ void __launch_bounds__(kHeadThreads) gated_kernel(const GatedSum a) {
-  const int64_t b = blockIdx.x / a.N, i = blockIdx.x % a.N;
+  const BlockRows rows(a.N);
   for (int64_t h = threadIdx.x / kHeadLanes; h < a.H; h += kHeadsAtOnce) {
-    const Place at(a, b, i, h);
-    float gate[kMaxBranches] = {};
-    load_gates<T>(a, at, gate);
-    for (int c = threadIdx.x % kHeadLanes * Unit<T>::kSize; c < a.D;
+    for (int64_t c = threadIdx.x % kHeadLanes * Unit<T>::kSize; c < a.D;
          c += kHeadLanes * Unit<T>::kSize) {
-      Unit<T> sum;
-      if (at.gated) {
-        uint4 raw[kMaxBranches] = {};
-        load_branches<T>(a, at, c, raw);
+      for (int64_t i = rows.first; i < rows.end; i += kHeadRows) {
+        uint4 raw[kHeadRows][kMaxBranches];
 #pragma unroll
-        for (int j = 0; j < kMaxBranches; ++j)
-          if (j < a.branches) sum.add(Unit<T>(raw[j]), gate[j]);
-      } else {
-        sum = Unit<T>(load_16(static_cast<const T*>(a.beside) + at.packed + c));
+        for (int r = 0; r < kHeadRows; ++r)
+          if (i + r < rows.end) load<T>(a, Place(a, rows.b, i + r, h), c, raw[r]);
+#pragma unroll
+        for (int r = 0; r < kHeadRows; ++r) {
+          if (i + r >= rows.end) break;
+          const Place at(a, rows.b, i + r, h);
+          Unit<T> sum;
+          if (!at.gated) sum = Unit<T>(raw[r][0]);
+#pragma unroll
+          for (int j = 0; j < kMaxBranches; ++j) {
+            if (at.gated && j < a.branches) sum.add(Unit<T>(raw[r][j]), gate_of<T>(a, at, j));
+          }
+          sum.store(static_cast<T*>(a.rows) + at.out + c);
+        }
       }
-      sum.store(static_cast<T*>(a.rows) + at.out + c);
     }
   }
 }
 
-// The same; all lanes stay to the end, for they sum together.
+// A row at a time; all lanes stay to the end, for they sum together.
 template <typename T>
 __global__ void __launch_bounds__(kHeadThreads) grad_kernel(const GatedSum a) {
-  const int64_t b = blockIdx.x / a.N, i = blockIdx.x % a.N;
+  const BlockRows rows(a.N);
   const int lane = static_cast<int>(threadIdx.x) % kHeadLanes;
-  for (int64_t first = 0; first < a.H; first += kHeadsAtOnce) {
-    const int64_t h = first + threadIdx.x / kHeadLanes;
+  for (int64_t h0 = 0; h0 < a.H; h0 += kHeadsAtOnce) {
+    const int64_t h = h0 + threadIdx.x / kHeadLanes;
     const bool there = h < a.H;
-    const Place at(a, b, i, there ? h : 0);
-    float gate[kMaxBranches] = {}, dot[kMaxBranches] = {};
-    load_gates<T>(a, at, gate);
-    for (int c = lane * Unit<T>::kSize; there && c < a.D; c += kHeadLanes * Unit<T>::kSize) {
-      const Unit<T> grad(load_16(static_cast<const T*>(a.rows) + at.out + c));
-      if (!at.gated) {
-        grad.store(static_cast<T*>(a.grad_beside) + at.packed + c);
-        continue;
+    for (int64_t i = rows.first; i < rows.end; ++i) {
+      const Place at(a, rows.b, i, there ? h : 0);
+      float gate[kMaxBranches] = {}, dot[kMaxBranches] = {};
+#pragma unroll
+      for (int j = 0; j < kMaxBranches; ++j)
+        if (at.gated && j < a.branches) gate[j] = gate_of<T>(a, at, j);
+      for (int64_t c = lane * Unit<T>::kSize; there && c < a.D; c += kHeadLanes * Unit<T>::kSize) {
+        const uint4 raw_grad = load_16(static_cast<const T*>(a.rows) + at.out + c);
+        if (!at.gated) {
+          Unit<T>(raw_grad).store(static_cast<T*>(a.grad_beside) + at.packed + c);
+          continue;
+        }
+        uint4 raw[kMaxBranches];
+        load<T>(a, at, c, raw);
+        const Unit<T> grad(raw_grad);
+#pragma unroll
+        for (int j = 0; j < kMaxBranches; ++j) {
+          if (j >= a.branches) continue;
+          const Unit<T> x(raw[j]);
+          Unit<T> out;
+          out.add(grad, gate[j]);
+          out.store(static_cast<T*>(a.grad_branch[j]) + at.packed + c);
+#pragma unroll
+          for (int k = 0; k < Unit<T>::kSize; ++k) dot[j] += grad.x[k] * x.x[k];
+        }
       }
-      uint4 raw[kMaxBranches] = {};
-      load_branches<T>(a, at, c, raw);
 #pragma unroll
       for (int j = 0; j < kMaxBranches; ++j) {
-        if (j >= a.branches) continue;
-        const Unit<T> x(raw[j]);
-        Unit<T> out;
-        out.add(grad, gate[j]);
-        out.store(static_cast<T*>(a.grad_branch[j]) + at.packed + c);
 #pragma unroll
-        for (int k = 0; k < Unit<T>::kSize; ++k) dot[j] += grad.x[k] * x.x[k];
+        for (int step = 1; step < kHeadLanes; step *= 2)
+          dot[j] += __shfl_xor_sync(~0u, dot[j], step);
+        if (there && j < a.branches && lane == j)
+          round_to(static_cast<T*>(a.grad_gates)[at.gate + j], dot[j] * gate[j] * (1 - gate[j]));
       }
-    }
-#pragma unroll
-    for (int j = 0; j < kMaxBranches; ++j) {
-#pragma unroll
-      for (int step = 1; step < kHeadLanes; step *= 2) dot[j] += __shfl_xor_sync(~0u, dot[j], step);
-      if (there && j < a.branches && lane == j)
-        round_to(static_cast<T*>(a.grad_gates)[at.gate + j], dot[j] * gate[j] * (1 - gate[j]));
     }
   }
 }
@@ -107,10 +113,11 @@ __global__ void __launch_bounds__(kHeadThreads) grad_kernel(const GatedSum a) {
 template <typename Kernel>
 cudaError_t launch(const GatedSum& a, cudaStream_t stream, Kernel kernel) {
   const int64_t unit = a.type == HeadsType::kFloat32 ? 4 : 8;
-  if (a.D % unit != 0 || a.branches > kMaxBranches || a.B * a.N >= int64_t{1} << 31)
+  if (a.D % unit != 0 || a.branches > kMaxBranches || a.N >= int64_t{1} << 31 ||
+      head_blocks(a.B, a.N) >= int64_t{1} << 31)
     return cudaErrorInvalidValue;
   if (a.B * a.N * a.H * a.D == 0) return cudaSuccess;
-  kernel<<<static_cast<unsigned>(a.B * a.N), kHeadThreads, 0, stream>>>(a);
+  kernel<<<static_cast<unsigned>(head_blocks(a.B, a.N)), kHeadThreads, 0, stream>>>(a);
   return cudaGetLastError();
 }
 

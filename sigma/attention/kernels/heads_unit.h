@@ -8,6 +8,10 @@
 
 namespace sigma::kernels {
 
+// A thread block takes kBlockRows packed rows, kHeadRows of them and 16 heads at once; a thread has
+// 16 bytes of each, which are all on their way before the first is used.
+constexpr int kBlockRows = 16;
+constexpr int kHeadRows = 2;
 constexpr int kHeadThreads = 128;
 constexpr int kHeadLanes = 8;  // of a head: 128 bytes of it at a time
 constexpr int kHeadsAtOnce = kHeadThreads / kHeadLanes;
@@ -21,6 +25,19 @@ __device__ inline void round_to(__nv_bfloat16& to, float x) { to = __float2bfloa
 
 /// What the kernel does not write: loads may be reordered with its stores.
 __device__ inline uint4 load_16(const void* from) { return __ldg(static_cast<const uint4*>(from)); }
+
+/// The packed rows of thread block x: first .. end - 1 of sample b.
+struct BlockRows {
+  int64_t b, first, end;
+
+  __device__ explicit BlockRows(int64_t N) {
+    const int64_t blocks = (N + kBlockRows - 1) / kBlockRows;
+    b = blockIdx.x / blocks;
+    first = blockIdx.x % blocks * kBlockRows;
+    end = min(first + kBlockRows, N);
+  }
+};
+inline int64_t head_blocks(int64_t B, int64_t N) { return B * ((N + kBlockRows - 1) / kBlockRows); }
 
 template <typename T>
 struct Unit {
