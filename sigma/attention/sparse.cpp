@@ -101,21 +101,38 @@ SparseAttention::Compressor SparseAttention::compressor(const std::string& name)
   return {.pe = mlp->named_parameters()["pe"], .in = mlp->in, .out = mlp->out};
 }
 
+// For a GPU, without a copy of the windows: rows of stride_ tokens, one after the other, times the
+// parts of W1 that any window has for them. A window is the sum of its rows' products,
+//   W1 (x + pe) + b1 = sum_j W1_j x_j + (W1 pe + b1),
+// and below W1 stand columns of ones, for the mean.
+Tensor SparseAttention::compressed_rows(const Tensor& x, int64_t windows,
+                                        const Compressor& mlp) const {
+  const int64_t parts = size_ / stride_;
+  const Tensor rows = first_of(x, 2, (windows + parts - 1) * stride_)
+                          .unflatten(2, {windows + parts - 1, stride_})
+                          .flatten(3);
+  const Tensor& W1 = mlp.in->weight();
+  const int64_t width = W1.size(0) + head_dim_;  // of a part
+  const Tensor ones = torch::eye(head_dim_, W1.options()).repeat({1, size_});
+  const Tensor weight =
+      torch::cat({W1, ones}).unflatten(1, {parts, -1}).transpose(0, 1).flatten(0, 1);
+  const Tensor shift = torch::linear(mlp.pe.flatten(), W1, mlp.in->bias());
+  const Tensor bias = torch::constant_pad_nd(shift, {0, parts * width - W1.size(0)});
+  const Tensor products = torch::linear(rows, weight.to(x.scalar_type()), bias.to(x.scalar_type()));
+  Tensor sum = first_of(products, 3, width);
+  if (parts > 1) sum = sum.slice(2, 0, windows);
+  for (int64_t j = 1; j < parts; ++j)
+    sum = sum + products.slice(2, j, j + windows).slice(3, j * width, (j + 1) * width);
+  const auto both = sum.split_with_sizes({W1.size(0), head_dim_}, -1);
+  return both[1] / size_ + mlp.out->forward(torch::gelu(both[0]));
+}
+
 Tensor SparseAttention::compressed(const Tensor& x, const Plan& plan, const Compressor& mlp) const {
-  const Windows windows = plan.consecutive ? Windows(x, plan.window_tokens.size(0), size_)
-                                           : Windows(x, plan.window_tokens);
+  const int64_t count = plan.window_tokens.size(0);
+  if (mlp.in && x.is_cuda() && plan.regular) return compressed_rows(x, count, mlp);
+  const Windows windows =
+      plan.regular && size_ == stride_ ? Windows(x, count, size_) : Windows(x, plan.window_tokens);
   if (!mlp.in) return windows.mean();
-  if (x.is_cuda() && plan.consecutive) {
-    // One product has W1 (x + pe) + b1 = W1 x + (W1 pe + b1) and the sum over the window.
-    const Tensor &W1 = mlp.in->weight(), &b1 = mlp.in->bias();
-    const Tensor sum = torch::eye(head_dim_, W1.options()).repeat({1, size_});
-    const Tensor shift = torch::linear(mlp.pe.flatten(), W1, b1);
-    const Tensor both =
-        torch::linear(windows.slots.flatten(3), torch::cat({W1, sum}).to(x.scalar_type()),
-                      torch::constant_pad_nd(shift, {0, head_dim_}).to(x.scalar_type()));
-    const auto parts = both.split_with_sizes({W1.size(0), head_dim_}, -1);
-    return parts[1] / size_ + mlp.out->forward(torch::gelu(parts[0]));
-  }
   Tensor vec = windows.slots + mlp.pe.to(x.scalar_type());
   if (windows.known.defined()) vec = vec * windows.known;
   return windows.mean() + mlp.out->forward(torch::gelu(mlp.in->forward(vec.flatten(3))));

@@ -63,7 +63,7 @@ class SparseAttention : public Attention {
     TokenLayout layout;
     BlockGeometry geometry;
     bool causal = false;
-    bool consecutive = false;   // windows of packed rows 0, 1, 2, ...
+    bool regular = false;       // windows: one every stride_ packed rows, all complete
     torch::Tensor window_rank;  // [windows] rank of the last token
     torch::Tensor tile_start;   // tiles of grid queries
 
@@ -86,6 +86,8 @@ class SparseAttention : public Attention {
   };
   Compressor compressor(const std::string& name);
   torch::Tensor compressed(const torch::Tensor& x, const Plan& plan, const Compressor& mlp) const;
+  torch::Tensor compressed_rows(const torch::Tensor& x, int64_t windows,
+                                const Compressor& mlp) const;
   // `lse`: of the compressed branch.
   torch::Tensor choose(const torch::Tensor& q, const torch::Tensor& ck, const torch::Tensor& lse,
                        const torch::Tensor& raw, const Plan& plan) const;

@@ -38,8 +38,9 @@ Tensor window_centres(const Tensor& window_tokens, const BlockGeometry& geometry
   return points.sum(1) / there.sum(1, /*keepdim=*/true);
 }
 
-bool consecutive(const Tensor& windows) {
-  return torch::equal(windows.flatten(), torch::arange(windows.numel()));
+bool regular(const Tensor& windows, int64_t stride) {
+  const Tensor first = torch::arange(windows.size(0)).unsqueeze(1) * stride;
+  return windows.size(0) > 0 && torch::equal(windows, first + torch::arange(windows.size(1)));
 }
 
 Windows::Windows(const Tensor& x, int64_t count, int64_t size)

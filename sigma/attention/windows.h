@@ -19,15 +19,15 @@ torch::Tensor cube_windows(const BlockGeometry& geometry);
 torch::Tensor window_centres(const torch::Tensor& windows, const BlockGeometry& geometry,
                              int64_t before);
 
-/// Whether these are rows 0, 1, 2, ... of x, window after window.
-bool consecutive(const torch::Tensor& windows);
+/// Whether window i is rows i stride, i stride + 1, ... of x, for all of at least one.
+bool regular(const torch::Tensor& windows, int64_t stride);
 
 /// The tokens of x [B,G,Ng,D], grid tokens in packed order, window by window.
 struct Windows {
   torch::Tensor slots;  // [B,G,windows,size,D]
   torch::Tensor known;  // [windows,size,1]: 0 where a window has no token; undefined: never
   Windows(const torch::Tensor& x, const torch::Tensor& windows);
-  /// `count` consecutive ones: a view of x.
+  /// `count` windows one after the other: a view of x.
   Windows(const torch::Tensor& x, int64_t count, int64_t size);
   torch::Tensor mean() const {
     return known.defined() ? (slots * known).sum(3) / known.sum(1) : slots.mean(3);

@@ -42,29 +42,22 @@ __global__ void __launch_bounds__(kHeadThreads) gated_kernel(const GatedSum a) {
   for (int64_t h = threadIdx.x / kHeadLanes; h < a.H; h += kHeadsAtOnce) {
     for (int64_t c = threadIdx.x % kHeadLanes * Unit<T>::kSize; c < a.D;
          c += kHeadLanes * Unit<T>::kSize) {
-      for (int64_t i = rows.first; i < rows.end; i += kHeadRows) {
-        uint4 raw[kHeadRows][kMaxBranches];
+      for (int64_t i = rows.first; i < rows.end; ++i) {
+        const Place at(a, rows.b, i, h);
+        uint4 raw[kMaxBranches];
+        load<T>(a, at, c, raw);
+        Unit<T> sum;
+        if (!at.gated) sum = Unit<T>(raw[0]);
 #pragma unroll
-        for (int r = 0; r < kHeadRows; ++r)
-          if (i + r < rows.end) load<T>(a, Place(a, rows.b, i + r, h), c, raw[r]);
-#pragma unroll
-        for (int r = 0; r < kHeadRows; ++r) {
-          if (i + r >= rows.end) break;
-          const Place at(a, rows.b, i + r, h);
-          Unit<T> sum;
-          if (!at.gated) sum = Unit<T>(raw[r][0]);
-#pragma unroll
-          for (int j = 0; j < kMaxBranches; ++j) {
-            if (at.gated && j < a.branches) sum.add(Unit<T>(raw[r][j]), gate_of<T>(a, at, j));
-          }
-          sum.store(static_cast<T*>(a.rows) + at.out + c);
-        }
+        for (int j = 0; j < kMaxBranches; ++j)
+          if (at.gated && j < a.branches) sum.add(Unit<T>(raw[j]), gate_of<T>(a, at, j));
+        sum.store(static_cast<T*>(a.rows) + at.out + c);
       }
     }
   }
 }
 
-// A row at a time; all lanes stay to the end, for they sum together.
+// All lanes stay to the end, for they sum together.
 template <typename T>
 __global__ void __launch_bounds__(kHeadThreads) grad_kernel(const GatedSum a) {
   const BlockRows rows(a.N);

@@ -8,10 +8,8 @@
 
 namespace sigma::kernels {
 
-// A thread block takes kBlockRows packed rows, kHeadRows of them and 16 heads at once; a thread has
-// 16 bytes of each, which are all on their way before the first is used.
+// A thread block takes kBlockRows packed rows one after the other, 16 heads at once.
 constexpr int kBlockRows = 16;
-constexpr int kHeadRows = 2;
 constexpr int kHeadThreads = 128;
 constexpr int kHeadLanes = 8;  // of a head: 128 bytes of it at a time
 constexpr int kHeadsAtOnce = kHeadThreads / kHeadLanes;

@@ -6,6 +6,8 @@
 namespace sigma::kernels {
 namespace {
 
+constexpr int kBlocks = 5;  // of a multiprocessor, at least: unasked, ptxas spills to have 16
+
 // Which channels turn together: none, 2k and 2k + 1, k and k + pairs.
 enum class Pairing { kNone, kNeighbours, kHalves };
 
@@ -43,44 +45,31 @@ __device__ Unit<T> turn(const PackHeads& a, const Unit<T>& own, const Unit<T>& o
 }
 
 // Where a thread's 16 bytes lie.
-struct Places {
-  int64_t row, packed;  // of a token, of the first packed row
+struct Place {
+  int64_t row, packed;  // in the row of token 0, in packed row 0
 
-  __device__ Places(const PackHeads& a, const PackedPart& part, int64_t b, int h, int c)
+  __device__ Place(const PackHeads& a, const PackedPart& part, int64_t b, int h, int c)
       : row(b * a.batch_stride + (part.first + h) * a.D + c),
         packed((b * part.heads + h) * a.N * a.D + c) {}
 };
 
 template <Pairing kPairing, typename T>
-__global__ void __launch_bounds__(kHeadThreads) pack_kernel(const PackHeads a) {
+__global__ void __launch_bounds__(kHeadThreads, kBlocks) pack_kernel(const PackHeads a) {
   const PackedPart& part = a.part[blockIdx.y];
   const BlockRows rows(a.N);
-  const T* const from = static_cast<const T*>(a.rows);
   for (int h = threadIdx.x / kHeadLanes; h < part.heads; h += kHeadsAtOnce) {
     for (int c = threadIdx.x % kHeadLanes * Unit<T>::kSize; c < a.D;
          c += kHeadLanes * Unit<T>::kSize) {
-      const Places at(a, part, rows.b, h, c);
-      for (int64_t i = rows.first; i < rows.end; i += kHeadRows) {
-        int64_t token[kHeadRows];
-        uint4 raw[kHeadRows];
-#pragma unroll
-        for (int r = 0; r < kHeadRows; ++r) {
-          if (i + r >= rows.end) break;
-          token[r] = a.order[i + r];
-          raw[r] = load_16(from + at.row + token[r] * a.row_stride);
-        }
-#pragma unroll
-        for (int r = 0; r < kHeadRows; ++r) {
-          if (i + r >= rows.end) break;
-          const int64_t to = at.packed + (i + r) * a.D;
-          if (part.plain) *reinterpret_cast<uint4*>(static_cast<T*>(part.plain) + to) = raw[r];
-          if constexpr (kPairing != Pairing::kNone) {
-            if (!part.turned) continue;
-            const Unit<T> x(raw[r]);
-            const T* const head = from + at.row - c + token[r] * a.row_stride;
-            turn<kPairing>(a, x, partners<kPairing>(a, x, head, c), c, token[r], 1)
-                .store(static_cast<T*>(part.turned) + to);
-          }
+      const Place at(a, part, rows.b, h, c);
+      for (int64_t i = rows.first; i < rows.end; ++i) {
+        const int64_t token = a.order[i], to = at.packed + i * a.D;
+        const T* const from = static_cast<const T*>(a.rows) + at.row + token * a.row_stride;
+        const Unit<T> x(load_16(from));
+        if (part.plain) x.store(static_cast<T*>(part.plain) + to);
+        if constexpr (kPairing != Pairing::kNone) {
+          if (!part.turned) continue;
+          turn<kPairing>(a, x, partners<kPairing>(a, x, from - c, c), c, token, 1)
+              .store(static_cast<T*>(part.turned) + to);
         }
       }
     }
@@ -88,45 +77,37 @@ __global__ void __launch_bounds__(kHeadThreads) pack_kernel(const PackHeads a) {
 }
 
 template <Pairing kPairing, typename T>
-__global__ void __launch_bounds__(kHeadThreads) grad_kernel(const PackHeads a) {
+__global__ void __launch_bounds__(kHeadThreads, kBlocks) grad_kernel(const PackHeads a) {
   const PackedPart& part = a.part[blockIdx.y];
   const BlockRows rows(a.N);
   for (int h = threadIdx.x / kHeadLanes; h < part.heads; h += kHeadsAtOnce) {
     for (int c = threadIdx.x % kHeadLanes * Unit<T>::kSize; c < a.D;
          c += kHeadLanes * Unit<T>::kSize) {
-      const Places at(a, part, rows.b, h, c);
-      for (int64_t i = rows.first; i < rows.end; i += kHeadRows) {
-        uint4 raw[kHeadRows][kMaxReaders];
+      const Place at(a, part, rows.b, h, c);
+      for (int64_t i = rows.first; i < rows.end; ++i) {
+        const int64_t token = a.order[i];
+        uint4 raw[kMaxReaders];  // all on their way before the first is used
 #pragma unroll
-        for (int r = 0; r < kHeadRows; ++r) {
-#pragma unroll
-          for (int u = 0; u < kMaxReaders; ++u) {
-            if (part.grad[u] && i + r < rows.end)
-              raw[r][u] = load_16(static_cast<const T*>(part.grad[u]) + at.packed + (i + r) * a.D);
-          }
+        for (int u = 0; u < kMaxReaders; ++u) {
+          if (part.grad[u])
+            raw[u] = load_16(static_cast<const T*>(part.grad[u]) + at.packed + i * a.D);
         }
+        Unit<T> sum, own, other;
 #pragma unroll
-        for (int r = 0; r < kHeadRows; ++r) {
-          if (i + r >= rows.end) break;
-          const int64_t token = a.order[i + r];
-          Unit<T> sum, own, other;
-#pragma unroll
-          for (int u = 0; u < kMaxReaders; ++u) {
-            if (!part.grad[u]) continue;
-            const Unit<T> x(raw[r][u]);
-            if (kPairing == Pairing::kNone || !part.turns[u]) {
-              sum.add(x);
-              continue;
-            }
-            own.add(x);
-            const T* const head =
-                static_cast<const T*>(part.grad[u]) + at.packed - c + (i + r) * a.D;
-            other.add(partners<kPairing>(a, x, head, c));
+        for (int u = 0; u < kMaxReaders; ++u) {
+          if (!part.grad[u]) continue;
+          const Unit<T> x(raw[u]);
+          if (kPairing == Pairing::kNone || !part.turns[u]) {
+            sum.add(x);
+            continue;
           }
-          if constexpr (kPairing != Pairing::kNone)
-            sum.add(turn<kPairing>(a, own, other, c, token, -1));
-          sum.store(static_cast<T*>(a.rows) + at.row + token * a.row_stride);
+          own.add(x);
+          const T* const head = static_cast<const T*>(part.grad[u]) + at.packed - c + i * a.D;
+          other.add(partners<kPairing>(a, x, head, c));
         }
+        if constexpr (kPairing != Pairing::kNone)
+          sum.add(turn<kPairing>(a, own, other, c, token, -1));
+        sum.store(static_cast<T*>(a.rows) + at.row + token * a.row_stride);
       }
     }
   }
