@@ -224,7 +224,7 @@ AttentionOutput block_sparse_attention(const BlockSparseInput& in) {
   const variable_list out =
       Fast::apply(pad_columns(in.q), pad_columns(without_invalid(in.k, in.key_valid)),
                   pad_columns(without_invalid(in.v, in.key_valid)), rest);
-  return {.out = out[0].slice(3, 0, in.v.size(3)), .lse = out[1]};
+  return {.out = first_of(out[0], 3, in.v.size(3)), .lse = out[1]};
 }
 
 }  // namespace sigma

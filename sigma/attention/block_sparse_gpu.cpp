@@ -213,7 +213,7 @@ AttentionOutput block_sparse_attention_gpu(const BlockSparseInput& in, Attention
   const variable_list out =
       Gpu::apply(pad_columns(in.q, D), pad_columns(without_invalid(in.k, in.key_valid), D),
                  pad_columns(without_invalid(in.v, in.key_valid), Dv), rest, path);
-  return {.out = out[0].slice(3, 0, in.v.size(3)), .lse = out[1]};
+  return {.out = first_of(out[0], 3, in.v.size(3)), .lse = out[1]};
 #else
   fail(ErrorKind::kDevice, "block_sparse_attention: this build has no CUDA kernels");
 #endif

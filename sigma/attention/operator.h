@@ -31,6 +31,11 @@ inline torch::Tensor pad_columns(const torch::Tensor& x) {
   return pad_columns(x, kernels::padded(x.size(3)));
 }
 
+/// The first `count` along an axis: no slice of everything, whose gradient would be a copy.
+inline torch::Tensor first_of(const torch::Tensor& x, int64_t axis, int64_t count) {
+  return count == x.size(axis) ? x : x.slice(axis, 0, count);
+}
+
 /// The factor on scores q . k: `asked`, or 1/sqrt(D) of q [B,H,N,D] where that is 0.
 inline double score_scale(double asked, const torch::Tensor& q) {
   return asked != 0 ? asked : 1 / std::sqrt(static_cast<double>(q.size(3)));

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "sigma/attention/fused_attention.h"
+#include "sigma/attention/packed_heads.h"
 #include "sigma/attention/windows.h"
 #include "sigma/base/error.h"
 
@@ -20,15 +21,6 @@ Grid block_of(const std::vector<int64_t>& sides, int axes) {
   static const std::vector<std::vector<int64_t>> kDefault = {{64}, {8, 8}, {4, 4, 4}};
   return box_of_sides("attention.block",
                       sides.empty() ? kDefault[static_cast<size_t>(axes - 1)] : sides, axes);
-}
-
-// [B,N,heads*D] -> [B,heads,N,D]
-Tensor heads_of(const Tensor& x, int64_t heads) {
-  return x.unflatten(-1, {heads, x.size(-1) / heads}).transpose(1, 2);
-}
-
-RopeTable rows_of(const RopeTable& table, const Tensor& order) {
-  return {table.cos.index_select(0, order), table.sin.index_select(0, order)};
 }
 
 }  // namespace
@@ -110,11 +102,56 @@ SparseAttention::Compressor SparseAttention::compressor(const std::string& name)
   return {.pe = mlp->named_parameters()["pe"], .in = mlp->in, .out = mlp->out};
 }
 
+// For a GPU, without a copy of the windows: rows of stride_ tokens, one after the other, times the
+// parts of W1 that any window has for them. A window is the sum of its rows' products,
+//   W1 (x + pe) + b1 = sum_j W1_j x_j + (W1 pe + b1),
+// and below W1 stand columns of ones, for the mean.
+Tensor SparseAttention::compressed_rows(const Tensor& x, int64_t windows,
+                                        const Compressor& mlp) const {
+  const int64_t parts = size_ / stride_;
+  const Tensor rows = first_of(x, 2, (windows + parts - 1) * stride_)
+                          .unflatten(2, {windows + parts - 1, stride_})
+                          .flatten(3);
+  const Tensor& W1 = mlp.in->weight();
+  const int64_t width = W1.size(0) + head_dim_;  // of a part
+  const Tensor ones = torch::eye(head_dim_, W1.options()).repeat({1, size_});
+  const Tensor weight =
+      torch::cat({W1, ones}).unflatten(1, {parts, -1}).transpose(0, 1).flatten(0, 1);
+  const Tensor shift = torch::linear(mlp.pe.flatten(), W1, mlp.in->bias());
+  const Tensor bias = torch::constant_pad_nd(shift, {0, parts * width - W1.size(0)});
+  const Tensor products = torch::linear(rows, weight.to(x.scalar_type()), bias.to(x.scalar_type()));
+  Tensor sum = first_of(products, 3, width);
+  if (parts > 1) sum = sum.slice(2, 0, windows);
+  for (int64_t j = 1; j < parts; ++j)
+    sum = sum + products.slice(2, j, j + windows).slice(3, j * width, (j + 1) * width);
+  const auto both = sum.split_with_sizes({W1.size(0), head_dim_}, -1);
+  return both[1] / size_ + mlp.out->forward(torch::gelu(both[0]));
+}
+
 Tensor SparseAttention::compressed(const Tensor& x, const Plan& plan, const Compressor& mlp) const {
-  const Windows windows(x, plan.window_tokens);
+  const int64_t count = plan.window_tokens.size(0);
+  if (mlp.in && x.is_cuda() && plan.regular) return compressed_rows(x, count, mlp);
+  const Windows windows =
+      plan.regular && size_ == stride_ ? Windows(x, count, size_) : Windows(x, plan.window_tokens);
   if (!mlp.in) return windows.mean();
-  const Tensor vec = ((windows.slots + mlp.pe.to(x.scalar_type())) * windows.known).flatten(3);
-  return windows.mean() + mlp.out->forward(torch::gelu(mlp.in->forward(vec)));
+  Tensor vec = windows.slots + mlp.pe.to(x.scalar_type());
+  if (windows.known.defined()) vec = vec * windows.known;
+  return windows.mean() + mlp.out->forward(torch::gelu(mlp.in->forward(vec.flatten(3))));
+}
+
+Tensor SparseAttention::projected(const Tensor& x) const {
+  const Tensor out = Linear::side_by_side({q_, kv_, gate_}, x);
+  if (!q_norm_) return out;
+  const int64_t sets = config_.separate_kv ? branches_ : 1;
+  const int64_t heads = num_heads_ + 2 * sets * kv_heads_;
+  const Tensor rows = out.slice(-1, 0, heads * head_dim_).unflatten(-1, {heads, head_dim_});
+  std::vector<Tensor> parts = {q_norm_->forward(rows.slice(2, 0, num_heads_)).flatten(2)};
+  for (int64_t i = 0; i < 2 * sets; ++i) {
+    const Tensor part = rows.narrow(2, num_heads_ + i * kv_heads_, kv_heads_);
+    parts.push_back((i % 2 == 0 ? k_norm_->forward(part) : part).flatten(2));
+  }
+  parts.push_back(out.slice(-1, heads * head_dim_));
+  return torch::cat(parts, -1);
 }
 
 AttentionOutput SparseAttention::branch(BlockSparseInput input, size_t at) {
@@ -137,38 +174,36 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
   const int64_t N = x.size(1);
   const int64_t Ng = geometry.grid.size();
   const torch::TensorOptions ids = torch::TensorOptions(torch::kInt).device(x.device());
-  const Tensor packed = x.index_select(1, plan.order);
 
-  Tensor q = heads_of(q_->forward(packed), num_heads_);
   const int64_t sets = config_.separate_kv ? branches_ : 1;
-  const auto kv = heads_of(kv_->forward(packed), 2 * sets * kv_heads_).chunk(2 * sets, 1);
-  std::vector<Tensor> keys, values;
-  for (int64_t i = 0; i < branches_; ++i) {
-    const auto set = static_cast<size_t>(config_.separate_kv ? i : 0);
-    keys.push_back(k_norm_ ? k_norm_->forward(kv[2 * set]) : kv[2 * set]);
-    values.push_back(kv[2 * set + 1]);
+  PackInput input{.rows = projected(x), .head_dim = head_dim_, .order = plan.order, .rope = rope};
+  // Every branch reads queries, keys and values; the compressed one keys that are not turned.
+  const auto readers = static_cast<size_t>(branches_);
+  input.parts = {{.heads = num_heads_, .turned = std::vector<bool>(readers, true)}};
+  for (int64_t i = 0; i < sets; ++i) {
+    HeadsPart keys{.heads = kv_heads_, .turned = std::vector<bool>(sets > 1 ? 1 : readers, true)};
+    if (i == 0) keys.turned[0] = false;
+    input.parts.push_back(keys);
+    input.parts.push_back(
+        {.heads = kv_heads_, .turned = std::vector<bool>(keys.turned.size(), false)});
   }
-  if (q_norm_) q = q_norm_->forward(q);
-  const Tensor raw = keys[0].slice(2, 0, Ng);
-  if (rope) {
-    const RopeTable table = rows_of(rope->table(), plan.order);
-    q = rope->rotate(q, table);
-    for (int64_t i = 1; i < branches_; ++i) {
-      const auto at = static_cast<size_t>(i);
-      keys[at] = i > 1 && !config_.separate_kv ? keys[1] : rope->rotate(keys[at], table);
-    }
-  }
-  const Tensor q_grid = q.slice(2, 0, Ng);
+  const PackedHeads packed = pack_heads(input);
+  const auto q = [&](size_t i) { return first_of(packed.heads[i], 2, Ng); };
+  const auto key = [&](size_t i) { return packed.heads[readers + (sets > 1 ? 2 * i : i)]; };
+  const auto value = [&](size_t i) {
+    return packed.heads[sets > 1 ? readers + 2 * i + 1 : 2 * readers + i];
+  };
+  const Tensor raw = first_of(key(0), 2, Ng);
   const Tensor rank = geometry.rank();
 
   // Compressed.
   Tensor ck = compressed(raw, plan, compress_k_);
-  const Tensor cv = compressed(values[0].slice(2, 0, Ng), plan, compress_v_);
+  const Tensor cv = compressed(first_of(value(0), 2, Ng), plan, compress_v_);
   if (rope && ck.size(2) > 0) ck = rope->rotate(ck, rope->at(plan.centres));
   const Tensor window_start = block_starts(ck.size(2), kWindowBlock);
   const int64_t window_blocks = window_start.size(0) - 1;
   BlockSparseInput coarse{
-      .q = q_grid, .k = ck, .v = cv, .kv_start = window_start, .q_start = plan.tile_start};
+      .q = q(0), .k = ck, .v = cv, .kv_start = window_start, .q_start = plan.tile_start};
   coarse.index =
       torch::arange(window_blocks, ids).expand({B, kv_heads_, geometry.grid_blocks, window_blocks});
   if (plan.causal) {
@@ -179,14 +214,14 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
   std::vector<Tensor> outs = {compressed_out.out};
 
   // Selected.
-  lists_ = choose(q_grid, ck, compressed_out.lse, raw, plan);
+  lists_ = choose(q(1), ck, compressed_out.lse, raw, plan);
   Tensor lists = lists_;
   if (geometry.blocks > geometry.grid_blocks) {
     const Tensor others = torch::arange(geometry.grid_blocks, geometry.blocks, ids);
     lists = torch::cat({lists, others.expand({B, kv_heads_, lists.size(2), -1})}, 3);
   }
   BlockSparseInput selected{
-      .q = q_grid, .k = keys[1], .v = values[1], .index = lists, .kv_start = geometry.start};
+      .q = q(1), .k = key(1), .v = value(1), .index = lists, .kv_start = geometry.start};
   if (plan.causal) {
     selected.rank_q = rank.slice(0, 0, Ng);
     selected.rank_k = rank;
@@ -197,9 +232,9 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
 
   // Window.
   if (config_.window > 0) {
-    BlockSparseInput near{.q = q_grid,
-                          .k = keys[2],
-                          .v = values[2],
+    BlockSparseInput near{.q = q(2),
+                          .k = key(2),
+                          .v = value(2),
                           .kv_start = geometry.start,
                           .q_start = plan.tile_start,
                           .rank_q = rank.slice(0, 0, Ng),
@@ -209,23 +244,16 @@ Tensor SparseAttention::forward(const Tensor& x, const TokenLayout& layout, cons
     outs.push_back(branch(near, 2).out);
   }
 
-  const Tensor gates = torch::sigmoid(at_least_float(gate_->forward(packed.slice(1, 0, Ng))))
-                           .to(x.scalar_type())
-                           .unflatten(-1, {num_heads_, branches_})
-                           .transpose(1, 2);
-  Tensor out;
-  for (int64_t i = 0; i < branches_; ++i) {
-    const Tensor part = outs[static_cast<size_t>(i)] * gates.slice(3, i, i + 1);
-    out = out.defined() ? out + part : part;
-  }
+  GatedSumInput sum{.branches = outs,
+                    .gates = first_of(packed.rest, 2, num_heads_ * branches_),
+                    .order = plan.order,
+                    .inverse = plan.inverse};
   if (N > Ng) {  // tokens beside the grid
     const int64_t M = num_heads_ / kv_heads_;
-    out = torch::cat({out, fused_attention(q.slice(2, Ng), keys[1].repeat_interleave(M, 1),
-                                           values[1].repeat_interleave(M, 1), plan.beside)},
-                     2);
+    sum.beside = fused_attention(packed.heads[1].slice(2, Ng), key(1).repeat_interleave(M, 1),
+                                 value(1).repeat_interleave(M, 1), plan.beside);
   }
-  const Tensor rows = out.transpose(1, 2).reshape({B, N, num_heads_ * head_dim_});
-  return proj_->forward(rows.index_select(1, plan.inverse));
+  return proj_->forward(gated_sum(sum));
 }
 
 double SparseAttention::flops(const TokenLayout& layout) const {

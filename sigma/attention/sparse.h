@@ -63,6 +63,7 @@ class SparseAttention : public Attention {
     TokenLayout layout;
     BlockGeometry geometry;
     bool causal = false;
+    bool regular = false;       // windows: one every stride_ packed rows, all complete
     torch::Tensor window_rank;  // [windows] rank of the last token
     torch::Tensor tile_start;   // tiles of grid queries
 
@@ -75,6 +76,8 @@ class SparseAttention : public Attention {
     std::vector<std::shared_ptr<const BlockTables>> tables;  // of the branches, on a GPU
     SelectionTables selection;                               // on a GPU
   };
+  // Heads of q, and of the keys and values of each set; then gates.
+  torch::Tensor projected(const torch::Tensor& x) const;
   const Plan& plan_for(const TokenLayout& layout, torch::Device device);
   AttentionOutput branch(BlockSparseInput input, size_t at);
   struct Compressor {
@@ -83,6 +86,8 @@ class SparseAttention : public Attention {
   };
   Compressor compressor(const std::string& name);
   torch::Tensor compressed(const torch::Tensor& x, const Plan& plan, const Compressor& mlp) const;
+  torch::Tensor compressed_rows(const torch::Tensor& x, int64_t windows,
+                                const Compressor& mlp) const;
   // `lse`: of the compressed branch.
   torch::Tensor choose(const torch::Tensor& q, const torch::Tensor& ck, const torch::Tensor& lse,
                        const torch::Tensor& raw, const Plan& plan) const;

@@ -46,6 +46,7 @@ const SparseAttention::Plan& SparseAttention::plan_for(const TokenLayout& layout
   plan->order = geometry.order.to(device);
   plan->inverse = geometry.inverse.to(device);
   plan->window_tokens = windows.to(device);
+  plan->regular = regular(windows, stride_);
   plan->centres = window_centres(windows, geometry, layout.before).to(device);
   if (config_.window > 0) plan->near = window_lists(geometry, config_.window).to(device);
   const Tensor& rank = geometry.rank();

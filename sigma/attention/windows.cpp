@@ -2,6 +2,8 @@
 
 #include <torch/types.h>
 
+#include "sigma/attention/operator.h"
+
 namespace sigma {
 
 using torch::Tensor;
@@ -35,6 +37,14 @@ Tensor window_centres(const Tensor& window_tokens, const BlockGeometry& geometry
   const Tensor points = torch::stack(columns, -1).to(torch::kDouble) * there.unsqueeze(-1);
   return points.sum(1) / there.sum(1, /*keepdim=*/true);
 }
+
+bool regular(const Tensor& windows, int64_t stride) {
+  const Tensor first = torch::arange(windows.size(0)).unsqueeze(1) * stride;
+  return windows.size(0) > 0 && torch::equal(windows, first + torch::arange(windows.size(1)));
+}
+
+Windows::Windows(const Tensor& x, int64_t count, int64_t size)
+    : slots(first_of(x, 2, count * size).unflatten(2, {count, size})) {}
 
 Windows::Windows(const Tensor& x, const Tensor& windows) {
   const Tensor tokens = windows.to(x.device());

@@ -19,12 +19,19 @@ torch::Tensor cube_windows(const BlockGeometry& geometry);
 torch::Tensor window_centres(const torch::Tensor& windows, const BlockGeometry& geometry,
                              int64_t before);
 
+/// Whether window i is rows i stride, i stride + 1, ... of x, for all of at least one.
+bool regular(const torch::Tensor& windows, int64_t stride);
+
 /// The tokens of x [B,G,Ng,D], grid tokens in packed order, window by window.
 struct Windows {
   torch::Tensor slots;  // [B,G,windows,size,D]
-  torch::Tensor known;  // [windows,size,1]: 0 where a window has no token
+  torch::Tensor known;  // [windows,size,1]: 0 where a window has no token; undefined: never
   Windows(const torch::Tensor& x, const torch::Tensor& windows);
-  torch::Tensor mean() const { return (slots * known).sum(3) / known.sum(1); }
+  /// `count` windows one after the other: a view of x.
+  Windows(const torch::Tensor& x, int64_t count, int64_t size);
+  torch::Tensor mean() const {
+    return known.defined() ? (slots * known).sum(3) / known.sum(1) : slots.mean(3);
+  }
 };
 
 }  // namespace sigma

@@ -15,6 +15,27 @@ Tensor Linear::forward(const Tensor& x) const {
   return torch::linear(x, weight_.to(dtype), bias_.defined() ? bias_.to(dtype) : bias_);
 }
 
+Tensor Linear::side_by_side(const std::vector<std::shared_ptr<Linear>>& maps, const Tensor& x) {
+  if (!x.is_cuda()) {
+    std::vector<Tensor> parts;
+    for (const auto& map : maps) parts.push_back(map->forward(x));
+    return torch::cat(parts, -1);
+  }
+  std::vector<Tensor> weights, biases;
+  int64_t columns = 0;
+  for (const auto& map : maps) {
+    weights.push_back(map->weight_);
+    biases.push_back(map->bias_);
+    columns += map->out_features();
+  }
+  if (const int64_t missing = (8 - columns % 8) % 8; missing > 0) {
+    weights.push_back(torch::zeros({missing, x.size(-1)}, weights[0].options()));
+    biases.push_back(torch::zeros({missing}, biases[0].options()));
+  }
+  const auto dtype = x.scalar_type();
+  return torch::linear(x, torch::cat(weights).to(dtype), torch::cat(biases).to(dtype));
+}
+
 LayerNorm::LayerNorm(int64_t dim, double eps)
     : dim_(dim),
       eps_(eps),

@@ -54,6 +54,7 @@ class Rope {
   Rope(const torch::Tensor& frequencies, bool interleaved, const TokenLayout& layout);
 
   const RopeTable& table() const { return table_; }
+  bool interleaved() const { return interleaved_; }
   /// Tables for `positions` [N, axes] or [B, N, axes] (numbers, not only whole ones), in the order
   /// of the axes. Errors: kUsage (mixed).
   RopeTable at(const torch::Tensor& positions) const;

@@ -212,6 +212,10 @@ TEST_F(Cuda, SparseAndMultiTokenAttention) {
                           : layout.grid.axes() == 2 ? std::vector<int64_t>{4, 4}
                                                     : std::vector<int64_t>{2, 2, 2};
     sparse.sparse.selection.num_selected = 5;
+    if (causal) {  // windows that overlap
+      sparse.sparse.compress_size = 8;
+      sparse.sparse.compress_stride = 4;
+    }
     AttentionConfig multi{.kind = "multi_token"};
     multi.multi_token.query_side = causal ? "past" : "centre";
     multi.multi_token.pre_heads = 4;
