@@ -67,8 +67,6 @@ Walk walk_of(const BlockSparseInput& in, const BlockTables& tables, cudaStream_t
     out.chose = ints({B, G, C, cap}, in.index, torch::kInt64);
     out.view.chose = reinterpret_cast<const uint64_t*>(out.chose.data_ptr<int64_t>());
   }
-  Tensor masked = tables.piece_masked.expand({B, P}).contiguous();
-  if (in.key_valid.defined()) masked = torch::ones_like(masked);
   check(kernels::block_walk({.R = in.index.size(2),
                              .n = in.index.size(3),
                              .W = in.kv_start.size(0) - 1,
@@ -77,7 +75,8 @@ Walk walk_of(const BlockSparseInput& in, const BlockTables& tables, cudaStream_t
                              .chunk_list = or_null(tables.chunk_list),
                              .chunk_ranks = or_null(tables.chunk_ranks),
                              .piece_ranks = or_null(tables.piece_ranks),
-                             .piece_masked = masked.data_ptr<uint8_t>(),
+                             .piece_masked = tables.piece_masked.data_ptr<uint8_t>(),
+                             .any_masked = in.key_valid.defined(),
                              .window = static_cast<int32_t>(in.window)},
                             out.view, stream));
   return out;
@@ -93,8 +92,7 @@ void turn_round(Walk& walk, cudaStream_t stream) {
     walk.col_chose = torch::empty_like(walk.col_chunk, walk.chose.options());
     view.col_chose = reinterpret_cast<const uint64_t*>(walk.col_chose.data_ptr<int64_t>());
   }
-  const int64_t bands = (view.C + kernels::kBand - 1) / kernels::kBand;
-  const Tensor work = ints({view.B, view.G, bands, view.P}, walk.count);
+  const Tensor work = ints({kernels::block_walk_columns_work(view)}, walk.count);
   check(kernels::block_walk_columns(view, work.data_ptr<int32_t>(), stream));
 }
 

@@ -47,7 +47,8 @@ struct BlockWalkInput {
                                           // or, for tile rows, all of them this one
   const int32_t* chunk_ranks = nullptr;   // [C,2] lowest, highest rank_q; null: not causal
   const int32_t* piece_ranks = nullptr;   // [P,2] lowest, highest rank_k
-  const uint8_t* piece_masked = nullptr;  // [B,P] fewer than 64 keys, or key_valid hides some
+  const uint8_t* piece_masked = nullptr;  // [P] fewer than 64 keys
+  bool any_masked = false;                // each piece may be: there is a key_valid
   int32_t window = 0;
 };
 
@@ -55,9 +56,9 @@ struct BlockWalkInput {
 /// cudaError_t.
 int block_walk(const BlockWalkInput& in, const BlockWalk& walk, void* stream);
 
-/// Turns the walks round, a stable counting sort: col_start, col_chunk, col_chose. `work`: int32
-/// [B,G,bands,P], bands = ceil(C / kBand).
-constexpr int kBand = 64;
+/// Turns the walks round, a stable counting sort: col_start, col_chunk, col_chose. `work`: as many
+/// int32 as the first says.
+int64_t block_walk_columns_work(const BlockWalk& walk);
 int block_walk_columns(const BlockWalk& walk, int32_t* work, void* stream);
 
 struct BlockSparseGpu {
