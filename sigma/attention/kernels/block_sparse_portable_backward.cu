@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(kThreads, kWidth <= 64    ? 3
 
 cudaError_t block_sparse_portable_backward(const BlockSparseGpu& a, const BlockWalk& walk,
                                            cudaStream_t stream) {
-  if (const cudaError_t error = block_sparse_delta(a, stream)) return error;
+  if (const cudaError_t error = block_sparse_delta(a, nullptr, stream)) return error;
   return with_template(a, [&](auto type, auto width) {
     using T = decltype(type);
     constexpr int kTiles = 2 + 2 * kStages<width>;
