@@ -25,7 +25,7 @@ struct GradTask {
 
 // In the workspace, made by block_sparse_hopper_grad_tasks.
 struct GradWork {
-  float2* stats;         // [B,H,Nq] (lse log2 e, delta); lse -inf turned to +inf, so that P = 0
+  float2* stats;         // [B,H,Nq] (lse log2 e, delta): block_sparse_delta.h
   int32_t* weight;       // [columns] (token, piece) pairs of a column
   int32_t* base;         // [columns] its first task
   int32_t* parts;        // [columns] its tasks
@@ -43,10 +43,7 @@ constexpr int kTarget = 1024;
 int64_t block_sparse_hopper_grad_bytes(const BlockSparseGpu& a, const BlockWalk& w);
 GradWork block_sparse_hopper_grad_work(const BlockSparseGpu& a, const BlockWalk& w, void* memory);
 
-// a.delta, and stats if not null.
-cudaError_t block_sparse_hopper_stats(const BlockSparseGpu& a, float2* stats, cudaStream_t stream);
-
-// The steps, in this order; all of them: block_sparse_hopper_grad.
+// The steps behind block_sparse_delta, in this order; all of them: block_sparse_hopper_grad.
 cudaError_t block_sparse_hopper_grad_tasks(const BlockSparseGpu& a, const BlockWalk& w,
                                            const GradWork& work, cudaStream_t stream);
 cudaError_t block_sparse_hopper_grad_q(const BlockSparseGpu& a, const BlockWalk& w,

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "sigma/attention/kernels/block_sparse_delta.h"
 #include "sigma/attention/kernels/block_sparse_hopper_grad.h"
 
 namespace sigma::kernels {
@@ -249,7 +250,7 @@ cudaError_t block_sparse_hopper_grad(const BlockSparseGpu& a, const BlockWalk& w
     return cudaGetLastError();
   }
   const GradWork work = block_sparse_hopper_grad_work(a, w, memory);
-  cudaError_t error = block_sparse_hopper_stats(a, work.stats, stream);
+  cudaError_t error = block_sparse_delta(a, work.stats, stream);
   if (error == cudaSuccess) error = block_sparse_hopper_grad_q(a, w, work, stream);
   if (error == cudaSuccess) error = block_sparse_hopper_grad_tasks(a, w, work, stream);
   if (error == cudaSuccess) error = block_sparse_hopper_grad_kv(a, w, work, stream);

@@ -249,7 +249,7 @@ PortableParts block_sparse_portable_parts(const BlockSparseGpu& a, const BlockWa
 
 cudaError_t block_sparse_portable_backward(const BlockSparseGpu& a, const BlockWalk& walk,
                                            const PortableParts& parts, cudaStream_t stream) {
-  if (const cudaError_t error = block_sparse_delta(a, stream)) return error;
+  if (const cudaError_t error = block_sparse_delta(a, nullptr, stream)) return error;
   return with_template(a, [&](auto type, auto width) {
     using T = decltype(type);
     constexpr int kTiles = 2 + 2 * kStages<width>;
