@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles every CUDA file that stands without torch, for the GPUs it is for (*_hopper*: sm_90a; all others: sm_80 and sm_90),
+# Compiles every CUDA file that stands without torch, for the least GPU it is for (*_hopper*: sm_90a; all others: sm_80),
 # and fails on an error, a warning, a spill or a stack frame. No GPU needed; without nvcc it says so and passes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -32,7 +32,7 @@ export -f check
 
 for file in $(git ls-files --cached --others --exclude-standard 'sigma/**/*.cu'); do
   if grep -qE '#include *[<"](torch|ATen|c10)/' "$file"; then continue; fi
-  if [[ $file == *_hopper* ]]; then archs=(90a); else archs=(80 90); fi
-  for arch in "${archs[@]}"; do printf '%s %s\n' "$file" "$arch"; done
+  if [[ $file == *_hopper* ]]; then arch=90a; else arch=80; fi
+  printf "%s %s\n" "$file" "$arch"
 done | xargs -P "$(nproc)" -L 1 bash -c 'check "$0" "$2" "$3" "$1"' "$nvcc" "$work" || bad=1
 exit "${bad:-0}"
