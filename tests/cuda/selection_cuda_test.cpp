@@ -134,36 +134,46 @@ TEST_F(SelectionCuda, ListsDifferOnlyWhereScoresAgree) {
   }
 }
 
-// A choice is a sequence of comparisons, of which few are close: nearly all lists are equal.
+// A choice is a sequence of comparisons, of which few are close: nearly all lists are equal. Token
+// rows are chosen by a warp, tiles by a thread block; some cubes' keys are equal.
 TEST_F(SelectionCuda, DiverseListsAreNearlyAllEqual) {
-  const Case c{"", 1, 4, 2, 64, {1, 1, 1500}, {1, 1, 64}, 32, 16, true};
-  const BlockGeometry geometry =
-      block_geometry({.grid = c.grid, .pattern = Pattern::kCausal}, c.block);
-  const Tensor window_rank =
-      std::get<0>(sequence_windows(c.grid.size(), c.size, c.stride, c.causal).max(1));
-  const Tensor q = normal({c.B, c.H, c.grid.size(), c.D}, 1, torch::kFloat);
-  const Tensor ck = normal({c.B, c.G, window_rank.size(0), c.D}, 2, torch::kFloat);
-  const Tensor raw = normal({c.B, c.G, c.grid.size(), c.D}, 3, torch::kFloat);
-  for (const std::string strategy : {"dart", "max_min"}) {
-    for (const int64_t pool_factor : {0, 2}) {
-      SelectionConfig config = config_of(strategy, 6);
-      config.pool_factor = pool_factor;
-      const SelectionTables tables =
-          selection_tables(config, geometry, window_rank, c.causal, torch::kCUDA);
-      const Tensor actual = select_blocks_gpu(config, geometry, tables,
-                                              {.q = q.to(torch::kCUDA),
-                                               .ck = ck.to(torch::kCUDA),
-                                               .raw = raw.to(torch::kCUDA),
-                                               .scale = 1 / std::sqrt(static_cast<double>(c.D)),
-                                               .size = c.size,
-                                               .stride = c.stride});
-      ASSERT_TRUE(actual.defined());
-      const Scores s =
-          scores_of(c, geometry, window_rank, q.to(torch::kDouble), ck.to(torch::kDouble));
-      const Tensor expected = select_blocks(config, geometry, {.causal = true}, s.value,
-                                            Windows(raw, cube_windows(geometry)).mean());
-      const Tensor same = (actual.cpu() == expected).all(3).to(torch::kDouble).mean();
-      EXPECT_GE(same.item<double>(), 0.99) << strategy << " " << pool_factor;
+  std::vector<Case> all = {{"tokens", 1, 4, 2, 64, {1, 1, 1500}, {1, 1, 64}, 32, 16, true},
+                           {"cubes", 1, 2, 2, 64, {1, 96, 96}, {1, 4, 4}}};
+  all[0].config.num_selected = 6;
+  all[1].config.num_selected = 48;
+  for (const Case& c : all) {
+    const BlockGeometry geometry = block_geometry(
+        {.grid = c.grid, .pattern = c.causal ? Pattern::kCausal : Pattern::kFull}, c.block);
+    const Tensor windows = geometry.grid.axes() == 1
+                               ? sequence_windows(c.grid.size(), c.size, c.stride, c.causal)
+                               : cube_windows(geometry);
+    const Tensor window_rank = std::get<0>(windows.max(1));
+    const Tensor q = normal({c.B, c.H, c.grid.size(), c.D}, 1, torch::kFloat);
+    const Tensor ck = normal({c.B, c.G, window_rank.size(0), c.D}, 2, torch::kFloat);
+    const Tensor raw = normal({c.B, c.G, c.grid.size(), c.D}, 3, torch::kFloat);
+    if (!c.causal) raw.slice(2, 0, 640).copy_(raw.slice(2, 640, 1280));
+    const Scores s =
+        scores_of(c, geometry, window_rank, q.to(torch::kDouble), ck.to(torch::kDouble));
+    for (const std::string strategy : {"dart", "max_min"}) {
+      for (const int64_t pool_factor : {0, 2}) {
+        SelectionConfig config = config_of(strategy, c.config.num_selected);
+        config.pool_factor = pool_factor;
+        const SelectionTables tables =
+            selection_tables(config, geometry, window_rank, c.causal, torch::kCUDA);
+        const Tensor actual = select_blocks_gpu(config, geometry, tables,
+                                                {.q = q.to(torch::kCUDA),
+                                                 .ck = ck.to(torch::kCUDA),
+                                                 .raw = raw.to(torch::kCUDA),
+                                                 .scale = 1 / std::sqrt(static_cast<double>(c.D)),
+                                                 .size = c.size,
+                                                 .stride = c.stride});
+        ASSERT_TRUE(actual.defined());
+        const SelectionRows rows{.tiles = !c.causal, .causal = c.causal};
+        const Tensor expected = select_blocks(config, geometry, rows, s.value,
+                                              Windows(raw, cube_windows(geometry)).mean());
+        const Tensor same = (actual.cpu() == expected).all(3).to(torch::kDouble).mean();
+        EXPECT_GE(same.item<double>(), 0.99) << c.name << " " << strategy << " " << pool_factor;
+      }
     }
   }
 }

@@ -39,6 +39,7 @@ struct Diverse {
   }
   __device__ void take(int i, int j) {
     room.pool[i] = ~j;
+    room.order[i] = __float_as_uint(-INFINITY);
     atomicOr(&room.taken[j >> 5], 1u << (j & 31));
   }
 
@@ -147,103 +148,110 @@ struct Diverse {
 
   __device__ static double log_of(double x) { return x > 0 ? log(x) : -INFINITY; }
 
-  // score + log apart of a place, in the precision that decides, and a fast estimate of it. The
-  // score's float is room.order.
+  // score + log apart of a place, in the precision that decides, and a fast estimate of it, in units
+  // of log 2. room.order has the score's float, or -inf at places that are closed.
   __device__ double total(int i) const {
     return room.score[i] + (room.apart[i] == INFINITY ? 0 : log_of(room.apart[i]));
   }
-  __device__ static uint32_t estimate(uint32_t score, float d) {
-    return key_of(__uint_as_float(score) + (d == INFINITY ? 0 : __logf(d)));
+  __device__ static float log2_of(float d) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(d));
+    return d == INFINITY ? 0 : y;
+  }
+  __device__ float estimate(int i) const {
+    return __uint_as_float(room.order[i]) + log2_of(room.apart[i]);
   }
 
-  // A thread's open places of the highest estimates.
+  // The highest estimates of a thread's places; -inf: none that is higher.
   struct Top {
-    uint32_t first = 0, second = 0;
-    int block = -1, place = 0;  // of the first
+    float first = -INFINITY, second = -INFINITY;
+    int place = -1, block = -1;  // of the first
   };
 
-  /// Block `j` is chosen (-1: none): what is nearer to it than to those before. Without branches, so
-  /// that the steps of several places overlap.
+  /// Block `j` is chosen (-1: none): what is nearer to it than to those before. Few instructions and
+  /// no branches: this is most of the time.
   __device__ Top near(int j) {
     constexpr int kAtOnce = 4;
+    const float* from = apart + max(j, 0) * a.W;
     Top top;
     for (int i0 = team.rank; i0 < pool; i0 += kAtOnce * T::kSize) {
       int block[kAtOnce];
-      uint32_t score[kAtOnce];
-      float before[kAtOnce], d[kAtOnce];
+      float score[kAtOnce], before[kAtOnce], d[kAtOnce];
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
         const int i = i0 + k * T::kSize;
         const bool there = i < pool;
-        block[k] = there ? room.pool[i] : -1;
+        block[k] = there ? room.pool[i] : 0;
         before[k] = there ? room.apart[i] : 0;
-        score[k] = there ? room.order[i] : 0;
+        score[k] = there ? __uint_as_float(room.order[i]) : -INFINITY;
       }
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k)
-        d[k] = block[k] < 0 || j < 0 ? INFINITY : apart[j * a.W + block[k]];
+      for (int k = 0; k < kAtOnce; ++k) d[k] = from[max(block[k], 0)];
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
         const int i = i0 + k * T::kSize;
-        d[k] = fmaxf(0.0f, d[k]);
+        d[k] = j < 0 ? INFINITY : fmaxf(0.0f, d[k]);
         if (d[k] < before[k]) room.apart[i] = d[k];
-        const uint32_t order = estimate(score[k], fminf(d[k], before[k]));
-        const uint32_t open = block[k] < 0 ? 0 : order;
-        top.second = max(top.second, min(open, top.first));
-        top.block = open > top.first ? block[k] : top.block;
-        top.place = open > top.first ? i : top.place;
-        top.first = max(top.first, open);
+        const float x = score[k] + log2_of(fminf(d[k], before[k]));
+        top.second = fmaxf(top.second, fminf(x, top.first));
+        top.place = x > top.first ? i : top.place;
+        top.first = fmaxf(top.first, x);
       }
     }
+    if (top.place >= 0) top.block = room.pool[top.place];
     return top;
   }
 
-  static constexpr int kNoBlock = -1, kSeveral = -2;
-  /// The block of the highest estimate; kSeveral if others are less than `error` away (then cut:
-  /// where they begin). `turn`: 0 and 1 in turns, for shared memory that others may still read.
-  __device__ int highest(const Top& top, float error, int turn, uint32_t& cut) const {
-    const auto below = [&](uint32_t order) { return key_of(score_of(order) - error); };
-    uint32_t first = __reduce_max_sync(kAll, top.first);
-    const bool held = first != 0 && top.first >= below(first);
-    const unsigned lanes = __ballot_sync(kAll, held);
-    int only = held && top.second >= below(first) ? kSeveral : top.block;
-    only = __shfl_sync(kAll, only, max(__ffs(static_cast<int>(lanes)) - 1, 0));
-    if (__popc(lanes) > 1) only = kSeveral;
+  static constexpr int kSeveral = -2;
+  /// The block of the highest estimate; kSeveral if others are less than `error` away, or if none is
+  /// above -inf (cut: where they begin). `turn`: 0 and 1 in turns, for shared memory that others may
+  /// still read.
+  __device__ int highest(const Top& top, float error, int turn, float& cut) const {
+    float first = score_of(__reduce_max_sync(kAll, key_of(top.first)));
+    cut = first - error;
+    const unsigned held = __ballot_sync(kAll, top.first >= cut);
+    int only = top.second >= cut ? kSeveral : top.block;
+    only = __shfl_sync(kAll, only, __ffs(static_cast<int>(held)) - 1);
+    if (__popc(held) > 1) only = kSeveral;
     if constexpr (T::kWarps > 1) {
-      uint2* all = reinterpret_cast<uint2*>(room.bins) + turn * T::kWarps;
-      if (team.lane == 0) all[team.warp] = {first, static_cast<uint32_t>(only)};
+      float2* all = reinterpret_cast<float2*>(room.bins) + turn * T::kWarps;
+      if (team.lane == 0) all[team.warp] = {first, __int_as_float(only)};
       __syncthreads();
-      uint2 other[T::kWarps];
+      float2 other[T::kWarps];
 #pragma unroll
       for (int i = 0; i < T::kWarps; ++i) {
         other[i] = all[i];
-        first = max(first, other[i].x);
+        first = fmaxf(first, other[i].x);
       }
-      only = kNoBlock;
+      cut = first - error;
+      int near_cut = 0;
 #pragma unroll
       for (int i = 0; i < T::kWarps; ++i) {
-        if (other[i].x != 0 && other[i].x >= below(first))
-          only = only == kNoBlock ? static_cast<int>(other[i].y) : kSeveral;
+        if (other[i].x < cut) continue;
+        only = __float_as_int(other[i].y);
+        ++near_cut;
       }
+      if (near_cut > 1) only = kSeveral;
     }
-    cut = below(first);
-    return first == 0 ? kNoBlock : only;
+    return first == -INFINITY ? kSeveral : only;
   }
 
   /// Every pick is that of the highest total. Estimates leave few to look at closely, mostly one.
   __device__ void max_min() {
     close();
     float largest = 0;  // of finite scores
-    for_open([&](int i, int j) {
-      const double score = a.alpha == 0 ? 0 : a.alpha * log_of(score_of(key[j]));
+    for (int i = team.rank; i < pool; i += T::kSize) {
+      const int j = room.pool[i];
+      const double score = j < 0 || a.alpha == 0 ? 0 : a.alpha * log_of(score_of(key[j]));
+      const float in_log2 = static_cast<float>(score * 1.4426950408889634);
       room.score[i] = score;
       room.apart[i] = INFINITY;  // before the first pick all are equally far
-      room.order[i] = __float_as_uint(static_cast<float>(score));
-      if (isfinite(score)) largest = fmaxf(largest, static_cast<float>(fabs(score)));
-    });
+      room.order[i] = __float_as_uint(j < 0 ? -INFINITY : in_log2);
+      if (isfinite(in_log2)) largest = fmaxf(largest, fabsf(in_log2));
+    }
     largest = __uint_as_float(team.max(__float_as_uint(largest), room.bins));
-    // An estimate errs by 2^-24 of the score, 3 units of the last place of the logarithm (at most
-    // 104), and 2^-24 of the sum; two of them, and the difference's rounding.
+    // An estimate errs by 2^-24 of the score, 2^-22 of the logarithm (at most 150) and 2^-24 of the
+    // sum: less than 2^-21 (largest + 128). Two of them, and the difference's rounding.
     const float error = 3 * 0x1p-21f * (largest + 128);
     team.sync();
     for (int j0 = 0; j0 < count && chosen > 0; j0 += 32) {
@@ -265,17 +273,15 @@ struct Diverse {
     }
     Top top = near(-1);
     for (int turn = 0; chosen < n; turn ^= 1) {
-      uint32_t cut;
+      float cut;
       int j = highest(top, error, turn, cut);
       if (j == kSeveral) {
-        j = take_best([&](int i, int) {
-          return estimate(room.order[i], room.apart[i]) < cut ? NAN : total(i);
-        });
-      } else if (j != kNoBlock) {
+        j = take_best([&](int i, int) { return estimate(i) < cut ? NAN : total(i); });
+        if (j < 0) return;
+      } else {
         if (j == top.block) take(top.place, j);
         ++chosen;
       }
-      if (j < 0) return;
       top = near(j);
     }
   }

@@ -17,7 +17,8 @@ struct TeamRoom {
   uint32_t* forced;  // [ceil(W/32)]
   // dart, max_min:
   int32_t* pool;    // [pool] blocks, ascending; those that may not be picked (any more) as ~block
-  uint32_t* order;  // [pool] dart: what goes first, as key_of, or 0: none. max_min: score, a float
+  uint32_t* order;  // [pool] dart: what goes first, as key_of, or 0: none. max_min: score, a float,
+                    // or -inf: taken
   float* apart;     // [pool] max_min: distance to the nearest chosen block
   double* score;    // [pool] max_min: alpha log p. dart: int32 pivots[2][n]
 };
