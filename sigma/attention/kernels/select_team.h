@@ -164,41 +164,13 @@ __device__ void for_keys(const T& team, const uint32_t* key, int count, F f) {
   }
 }
 
-/// The bits that are not the same in all of `count` keys.
-template <class T>
-__device__ uint32_t differing(const T& team, const uint32_t* key, int count, uint32_t* room) {
-  uint32_t one = 0, zero = 0;  // bits that are set, or not, somewhere
-  for_keys(team, key, count, [&](int, uint32_t x) {
-    one |= x;
-    zero |= ~x;
-  });
-  one = __reduce_or_sync(kAll, one);
-  zero = __reduce_or_sync(kAll, zero);
-  if constexpr (T::kWarps > 1) {
-    if (team.lane == 0) {
-      room[team.warp] = one;
-      room[T::kWarps + team.warp] = zero;
-    }
-    team.sync();
-    for (int i = 0; i < T::kWarps; ++i) {
-      one |= room[i];
-      zero |= room[T::kWarps + i];
-    }
-    team.sync();  // before the room is used again
-  }
-  return one & zero;
-}
-
-/// The k-th highest of `count` keys, 0 < k <= count: digits of 8 bits, from the highest bit that
-/// differs on; a histogram says in which bin it is.
+/// The k-th highest of `count` keys, 0 < k <= count: four digits of 8 bits, the highest first; a
+/// histogram says in which bin it is.
 template <class T>
 __device__ Cut kth(const T& team, const uint32_t* key, int count, int k, uint32_t* bins) {
-  int open = 32 - __clz(static_cast<int>(differing(team, key, count, bins)));  // low bits
-  uint32_t known = open == 32 ? 0 : ~0u << open;  // bits of `found` that are set to stay
-  uint32_t found = key[0] & known;
-  while (open > 0) {
-    const int shift = max(open - 8, 0);
-    open = shift;
+  uint32_t found = 0;  // the digits so far
+  uint32_t known = 0;  // which bits they are
+  for (int shift = 24; shift >= 0; shift -= 8) {
     for (int i = team.rank; i < 256; i += T::kSize) bins[i] = 0;
     team.sync();
     for_keys(team, key, count, [&](int, uint32_t x) {
