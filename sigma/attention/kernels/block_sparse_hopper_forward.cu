@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(128, ctas)
     }
   }
 
-  store_rows<T>(p, o, m0, m1, l0, l1, first_head(), q_first, w.q_first[chunk + 1]);
+  store_rows<T>(p, o, m0, m1, l0, l1, row, row + 8, first_head(), q_first, w.q_first[chunk + 1]);
 }
 
 template <class T, int D, int ctas>

@@ -47,6 +47,8 @@ inline cudaError_t forward_params(ForwardParams& p, const BlockSparseGpu& a, con
 
 // Three chunks a CTA, D 128 (block_sparse_hopper_forward_shared.cu).
 cudaError_t forward_shared(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t stream);
+// A warp a token (block_sparse_hopper_tokens_forward.cu).
+cudaError_t forward_tokens(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t stream);
 
 // Scores of hidden pairs become -inf. Keys first .. end - 1 are the piece's; rank0 and rank1 are
 // those of the thread's rows, in shared memory.
@@ -113,17 +115,19 @@ __device__ inline void weights(uint32_t (&a)[4][4], float (&s)[32], float (&o)[n
   }
 }
 
-// out = O / l, lse = m scale + ln l, of the queries q_first .. q_end - 1 of `heads` heads.
+// out = O / l, lse = m scale + ln l, of the thread's rows row0 and row1 of the chunk, where they are
+// queries q_first .. q_end - 1 of `heads` heads.
 template <class T, int n>
 __device__ inline void store_rows(const ForwardParams& p, const float (&o)[n], float m0, float m1,
-                                  float l0, float l1, int first_head, int q_first, int q_end) {
-  const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
+                                  float l0, float l1, int row0, int row1, int first_head,
+                                  int q_first, int q_end) {
+  const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float l = r ? l1 : l0;  // the row's four lanes add up their sums
     l += __shfl_xor_sync(~0u, l, 1);
     l += __shfl_xor_sync(~0u, l, 2);
-    const int h = (row + 8 * r) / p.w.tokens, query = q_first + (row + 8 * r) % p.w.tokens;
+    const int row = r ? row1 : row0, h = row / p.w.tokens, query = q_first + row % p.w.tokens;
     if (h >= p.w.heads || query >= q_end) continue;
     const int64_t at = int64_t(first_head + h) * p.a.Nq + query;
     const float by = l > 0 ? 1 / l : 0;

@@ -214,7 +214,7 @@ __device__ inline void consume(const ForwardParams& p, Shared<T, D>& shared, int
     pin(o);
   }
   if (chunk < w.C)
-    store_rows<T>(p, o, m0, m1, l0, l1, head, w.q_first[chunk], w.q_first[chunk + 1]);
+    store_rows<T>(p, o, m0, m1, l0, l1, row, row + 8, head, w.q_first[chunk], w.q_first[chunk + 1]);
 }
 
 template <class T, int D>

@@ -1,0 +1,271 @@
+// Token rows on Hopper where the heads of a key/value head fill the 16 rows of mma.sync: a warp has
+// one token (16 heads of it; several tokens where the heads are few), a CTA the tokens of up to
+// kWalks neighbouring chunks. A warpgroup's instruction, with its 64 rows, would multiply four
+// tokens with every piece that one of them chose.
+//
+// A producer warp merges the chunks' walks, ascending, and brings every piece into shared memory
+// once, for all the warps that chose it. Tiles lie in a ring of slots: those of position p in slot
+// p % slots. CTAs stay and take item after item (an item: the chunks of a CTA and 64 heads at most);
+// warps go their own ways, no further apart than the ring is deep, also from one item to the next:
+//
+//     producer                       barriers                       warps
+//     item  ->  its queries' tiles       full[slot] ->  "start": store the last item's sums, keep
+//                                                        the queries as operands A
+//     piece ->  K and V                  full[slot] ->  of those who chose it: products
+//                                        empty[slot] <-  arrive; the producer does for the others
+//
+// Each warp has a ring of entries of its own, what it has to do next. Nothing can wait in a circle:
+// the oldest entry that is not done is the next one of all its warps, and its tiles are on their way.
+#pragma once
+
+#include <climits>
+
+#include "sigma/attention/kernels/block_walk.h"
+#include "sigma/attention/kernels/hopper.h"
+#include "sigma/attention/kernels/mma.h"
+
+namespace sigma::kernels::hopper {
+
+constexpr int kWalks = 3;
+constexpr int kStart = -1, kStop = -2;
+
+struct Entry {
+  int first, end;   // keys; end perhaps | kMasked. kStart: first query, kStart. kStop: nothing more
+  int position;     // of K, then V; kStart: of the queries' tiles
+  uint32_t chosen;  // by which of the warp's tokens; kStart: first head
+};
+
+// Who has which rows of a CTA's chunks.
+struct TokenRows {
+  int tokens, heads;  // of a chunk
+  int warp_tokens;    // of a warp, all with the same 16 heads, or fewer
+  int head_parts;     // of 16 heads
+  int warps;          // of a chunk
+  int chunks;         // of a CTA
+  int groups, tiles;  // CTAs' chunks of a (b, g); tiles of heads
+  int64_t items;
+
+  TokenRows(const BlockSparseGpu& a, const BlockWalk& w, int warps_a_cta) {
+    tokens = w.tokens, heads = w.heads;
+    warp_tokens = heads < 16 ? 16 / heads : 1;
+    head_parts = (heads + 15) / 16;
+    warps = (tokens + warp_tokens - 1) / warp_tokens * head_parts;
+    chunks = warps_a_cta / warps < kWalks ? warps_a_cta / warps : kWalks;
+    groups = int((w.C + chunks - 1) / chunks);
+    tiles = int(a.H / a.G / heads);
+    items = a.B * a.G * groups * tiles;
+  }
+};
+
+// The tokens and heads of a warp.
+struct TokenPlace {
+  int chunk, token, head;  // of the CTA's; the first of the chunk's
+  __device__ TokenPlace(const TokenRows& rows, int warp) {
+    chunk = warp / rows.warps;
+    token = warp % rows.warps / rows.head_parts * rows.warp_tokens;
+    head = warp % rows.head_parts * 16;
+  }
+};
+
+template <int D, int W, int kSlots>
+struct TokenShared {
+  static constexpr int slots = kSlots, warps = W, kTile = 64 * D * 2;
+  static constexpr int kRing = 16;  // entries of a warp that are not done: at most slots, and kStop
+  static_assert(slots < kRing);
+  alignas(1024) unsigned char tile[slots][kTile];
+  Entry ring[W][kRing];
+  uint64_t listed[W][kRing], full[slots], empty[slots];
+  // Of a warp's 16 rows: the row of the chunk, head * tokens + token, or 64: none; which of the
+  // warp's tokens.
+  int2 row[W][16];
+  // The producer's view of the walks, entry n at n % 64, filled 32 at a time.
+  int piece[kWalks][64];
+  int2 keys[kWalks][64];
+  uint64_t chosen[kWalks][64];
+
+  // By all threads, before all else.
+  __device__ void start(const TokenRows& rows) {
+    if (threadIdx.x == 0) {
+#pragma unroll 1
+      for (int i = 0; i < slots; ++i) barrier_init(full + i, 1), barrier_init(empty + i, W);
+#pragma unroll 1
+      for (int i = 0; i < W * kRing; ++i) barrier_init(listed[0] + i, 1);
+      barrier_init_fence();
+    }
+    if (threadIdx.x < W * 16) {
+      const TokenPlace place(rows, threadIdx.x / 16);
+      const int r = threadIdx.x % 16, token = r % rows.warp_tokens;
+      const int h = place.head + r / rows.warp_tokens, t = place.token + token;
+      const bool real = h < rows.heads && t < rows.tokens;
+      row[threadIdx.x / 16][r] = make_int2(real ? h * rows.tokens + t : 64, token);
+    }
+    __syncthreads();
+  }
+  // By a warp: position p has come; it is done with it.
+  __device__ uint32_t wait(int p) {
+    barrier_wait(full + p % slots, p / slots & 1);
+    return shared_address(tile[p % slots]);
+  }
+  __device__ void done(int p) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty + p % slots);
+  }
+  // Entry n of a warp.
+  __device__ Entry next(int warp, int n) {
+    barrier_wait(&listed[warp][n % kRing], n / kRing & 1);
+    const int4 x = *reinterpret_cast<const int4*>(&ring[warp][n % kRing]);
+    return {x.x, x.y, x.z, uint32_t(x.w)};
+  }
+  __device__ void list(int warp, int n, const Entry& entry) {
+    ring[warp][n % kRing] = entry;
+    barrier_arrive(&listed[warp][n % kRing]);
+  }
+  // Entry n of walk i, of `count`, comes into the table.
+  __device__ void fetch(const BlockWalk& w, int64_t walk, int i, int n, int count) {
+    int x = INT_MAX;
+    if (n < count) {
+      const int64_t at = (walk + i) * w.cap + n;
+      const int entry = w.piece[at];
+      x = entry & ~kMasked;
+      keys[i][n % 64] = make_int2(w.key_first[x], w.key_first[x + 1] | (entry & kMasked));
+      chosen[i][n % 64] = w.chose[at];
+    }
+    piece[i][n % 64] = x;
+  }
+};
+
+// The producer warp. kQueries tensors of queries' tiles start an item.
+template <int D, int kQueries, class S>
+__device__ inline void produce(S& shared, const BlockWalk& w, const TokenRows& rows,
+                               int group_heads, const CUtensorMap* const (&queries)[kQueries],
+                               const CUtensorMap* k, const CUtensorMap* v) {
+  constexpr int slots = S::slots, W = S::warps;
+  const int lane = threadIdx.x % 32;  // lane i lists the entries of warp i
+  const TokenPlace mine(rows, lane);
+  const uint32_t tokens = (1u << rows.warp_tokens) - 1;
+  int n = 0, position = 0;
+  const auto wait = [&](int p) { barrier_wait(&shared.empty[p % slots], (p / slots & 1) ^ 1); };
+  // By one thread: position p comes, for some of the warps.
+  const auto load = [&](int p, int visitors, const CUtensorMap* map, int bytes, int row,
+                        int outer) {
+    if (visitors < W) barrier_arrive(&shared.empty[p % slots], W - visitors);
+    barrier_expect(&shared.full[p % slots], bytes);
+    tma_load_tile<D>(shared.tile[p % slots], map, &shared.full[p % slots], row, outer);
+  };
+  for (int item = blockIdx.x; item < rows.items; item += gridDim.x) {
+    // One (b, g)'s chunks run together, so that its K and V stay in the L2 cache; late chunks first,
+    // whose walks are the longest if causal.
+    const int bg = item / rows.tiles / rows.groups;
+    const int chunk0 = (rows.groups - 1 - item / rows.tiles % rows.groups) * rows.chunks;
+    const int live = min(rows.chunks, int(w.C) - chunk0);
+    const int head = bg * group_heads + item % rows.tiles * rows.heads;
+    const int64_t walk = int64_t(bg) * w.C + chunk0;
+    const bool works = lane < W && mine.chunk < live;
+    const int counts = lane < live ? w.count[walk + lane] : 0;
+#pragma unroll 1
+    for (int i = 0; i < live; ++i) {
+      const int count = __shfl_sync(~0u, counts, i);
+      shared.fetch(w, walk, i, lane, count);
+      shared.fetch(w, walk, i, lane + 32, count);
+    }
+#pragma unroll 1
+    for (int i = 0; i < live * kQueries; ++i) wait(position + i);
+    if (works)
+      shared.list(lane, n++,
+                  {w.q_first[chunk0 + mine.chunk], kStart, position + mine.chunk * kQueries,
+                   uint32_t(head)});
+    __syncwarp();
+    if (elect()) {
+#pragma unroll 1
+      for (int i = 0; i < live * kQueries; ++i)
+        load(position + i, rows.warps, queries[i % kQueries], rows.tokens * rows.heads * D * 2,
+             w.q_first[chunk0 + i / kQueries], head);
+    }
+    position += live * kQueries;
+
+    int at = 0;  // the next entry of this lane's chunk
+    for (;;) {
+      __syncwarp();
+      const int next = works ? shared.piece[mine.chunk][at % 64] : INT_MAX;
+      const int piece = __reduce_min_sync(~0u, next);
+      if (piece == INT_MAX) break;
+      const bool visit = next == piece;
+      int2 keys = {};
+      uint32_t chosen = 0;
+      if (visit) {
+        keys = shared.keys[mine.chunk][at % 64];
+        chosen = uint32_t(shared.chosen[mine.chunk][at % 64] >> mine.token) & tokens;
+        ++at;
+      }
+      const uint32_t visitors = __ballot_sync(~0u, chosen != 0);
+      if (visitors) {
+        const int first = __shfl_sync(~0u, keys.x, __ffs(visitors) - 1);
+        wait(position);
+        if (chosen) shared.list(lane, n++, {keys.x, keys.y, position, chosen});
+        __syncwarp();
+        if (elect()) load(position, __popc(visitors), k, S::kTile, first, bg);
+        __syncwarp();
+        wait(position + 1);
+        if (elect()) load(position + 1, __popc(visitors), v, S::kTile, first, bg);
+        position += 2;
+      }
+      // Who enters one half of its table has the other filled.
+      const uint32_t fill = __ballot_sync(~0u, visit && at % 32 == 0);
+#pragma unroll 1
+      for (int i = 0; fill && i < live; ++i)
+        if (fill >> i * rows.warps & 1)
+          shared.fetch(w, walk, i, __shfl_sync(~0u, at, i * rows.warps) + 32 + lane,
+                       __shfl_sync(~0u, counts, i));
+    }
+  }
+  if (lane < W) shared.list(lane, n, {0, kStop, 0, 0});
+}
+
+// ---- products of a warp, with tiles as the copy engine leaves them (hopper.h) --------------------
+
+// Rows of a tile of queries as operand A; `row`: of the tile, for row lane % 16 of the warp.
+template <int D>
+__device__ inline void load_rows(uint32_t (&a)[D / 16][4], uint32_t tile, int row) {
+  const uint32_t at = row * 128 + ((threadIdx.x % 32 / 16 ^ row % 8) << 4);
+#pragma unroll
+  for (int s = 0; s < D / 16; ++s) load_matrix(a[s], tile + s / 4 * 8192 + (at ^ s % 4 * 32));
+}
+
+// s = a tile^T; s[4j ..]: columns (keys) 8j ..
+template <class T, int D>
+__device__ inline void multiply_transposed(float (&s)[32], const uint32_t (&a)[D / 16][4],
+                                           uint32_t tile) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t at = (lane / 16 * 8 + lane % 8) * 128 + ((lane / 8 % 2 ^ lane % 8) << 4);
+#pragma unroll
+  for (int i = 0; i < 32; ++i) s[i] = 0;
+#pragma unroll
+  for (int k = 0; k < D / 16; ++k) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      uint32_t b[4];
+      load_matrix(b, tile + (at ^ k % 4 * 32) + k / 4 * 8192 + j * 2048);
+      mma<T>(reinterpret_cast<float(&)[4]>(s[8 * j]), a[k], b[0], b[1]);
+      mma<T>(reinterpret_cast<float(&)[4]>(s[8 * j + 4]), a[k], b[2], b[3]);
+    }
+  }
+}
+
+// o += a tile; o[4j ..]: columns 8j ..
+template <class T, int D>
+__device__ inline void multiply(float (&o)[D / 2], const uint32_t (&a)[4][4], uint32_t tile) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t at = lane % 16 * 128 + ((lane / 16 ^ lane % 8) << 4);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+#pragma unroll
+    for (int j = 0; j < D / 16; ++j) {
+      uint32_t b[4];
+      load_matrix_transposed(b, tile + (at ^ j % 4 * 32) + j / 4 * 8192 + k * 2048);
+      mma<T>(reinterpret_cast<float(&)[4]>(o[8 * j]), a[k], b[0], b[1]);
+      mma<T>(reinterpret_cast<float(&)[4]>(o[8 * j + 4]), a[k], b[2], b[3]);
+    }
+  }
+}
+
+}  // namespace sigma::kernels::hopper
