@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(128, ctas)
   for (int e = 0; e < count; ++e) {
     if (e % 64 == 32 && e > 64 && threadIdx.x < 64) fetch(e + 32 + threadIdx.x);
     if (shared.end[e % 128] & kMasked)
-      hide(s, p, shared.b, shared.first[e % 128], shared.end[e % 128] & ~kMasked,
+      hide(s, p.a, shared.b, shared.first[e % 128], shared.end[e % 128] & ~kMasked,
            shared.rank_q[token0], shared.rank_q[token1]);
     const uint64_t chosen = shared.chosen[e % 128];
     uint32_t a[4][4];

@@ -78,6 +78,7 @@ struct TokenShared {
   // Of a warp's 16 rows: the row of the chunk, head * tokens + token, or 64: none; which of the
   // warp's tokens.
   int2 row[W][16];
+  int2 item[W];  // what a warp works at: first query, first head
   // The producer's view of the walks, entry n at n % 64, filled 32 at a time.
   int piece[kWalks][64];
   int2 keys[kWalks][64];
@@ -111,10 +112,9 @@ struct TokenShared {
     if (threadIdx.x % 32 == 0) barrier_arrive(empty + p % slots);
   }
   // Entry n of a warp.
-  __device__ Entry next(int warp, int n) {
+  __device__ const Entry& next(int warp, int n) {
     barrier_wait(&listed[warp][n % kRing], n / kRing & 1);
-    const int4 x = *reinterpret_cast<const int4*>(&ring[warp][n % kRing]);
-    return {x.x, x.y, x.z, uint32_t(x.w)};
+    return ring[warp][n % kRing];
   }
   __device__ void list(int warp, int n, const Entry& entry) {
     ring[warp][n % kRing] = entry;
@@ -177,9 +177,12 @@ __device__ inline void produce(S& shared, const BlockWalk& w, const TokenRows& r
     __syncwarp();
     if (elect()) {
 #pragma unroll 1
-      for (int i = 0; i < live * kQueries; ++i)
-        load(position + i, rows.warps, queries[i % kQueries], rows.tokens * rows.heads * D * 2,
-             w.q_first[chunk0 + i / kQueries], head);
+      for (int i = 0; i < live; ++i) {
+#pragma unroll
+        for (int j = 0; j < kQueries; ++j)
+          load(position + i * kQueries + j, rows.warps, queries[j],
+               rows.tokens * rows.heads * D * 2, w.q_first[chunk0 + i], head);
+      }
     }
     position += live * kQueries;
 
@@ -223,49 +226,70 @@ __device__ inline void produce(S& shared, const BlockWalk& w, const TokenRows& r
 
 // ---- products of a warp, with tiles as the copy engine leaves them (hopper.h) --------------------
 
-// Rows of a tile of queries as operand A; `row`: of the tile, for row lane % 16 of the warp.
-template <int D>
-__device__ inline void load_rows(uint32_t (&a)[D / 16][4], uint32_t tile, int row) {
+struct Operand {
+  uint32_t a[4];  // of 16 columns
+};
+
+// Rows of a tile of queries as operands A; `row`: of the tile, for row lane % 16 of the warp.
+template <int steps>
+__device__ inline void load_rows(Operand (&to)[steps], uint32_t tile, int row) {
   const uint32_t at = row * 128 + ((threadIdx.x % 32 / 16 ^ row % 8) << 4);
 #pragma unroll
-  for (int s = 0; s < D / 16; ++s) load_matrix(a[s], tile + s / 4 * 8192 + (at ^ s % 4 * 32));
+  for (int s = 0; s < steps; ++s) load_matrix(to[s].a, tile + s / 4 * 8192 + (at ^ s % 4 * 32));
 }
 
-// s = a tile^T; s[4j ..]: columns (keys) 8j ..
-template <class T, int D>
-__device__ inline void multiply_transposed(float (&s)[32], const uint32_t (&a)[D / 16][4],
-                                           uint32_t tile) {
+// s = A tile^T, summed over D; s[4j ..]: columns (rows of the tile) 8j .. A: operands [0, D / 16).
+template <class T, int D, int n, class A>
+__device__ inline void multiply_transposed(float (&s)[n], const A& operands, uint32_t tile) {
   const int lane = threadIdx.x % 32;
-  const uint32_t at = (lane / 16 * 8 + lane % 8) * 128 + ((lane / 8 % 2 ^ lane % 8) << 4);
+  const uint32_t at = tile + (lane / 16 * 8 + lane % 8) * 128 + ((lane / 8 % 2 ^ lane % 8) << 4);
 #pragma unroll
-  for (int i = 0; i < 32; ++i) s[i] = 0;
+  for (int i = 0; i < n; ++i) s[i] = 0;
 #pragma unroll
   for (int k = 0; k < D / 16; ++k) {
+    const Operand& x = operands[k];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < n / 8; ++j) {
       uint32_t b[4];
-      load_matrix(b, tile + (at ^ k % 4 * 32) + k / 4 * 8192 + j * 2048);
-      mma<T>(reinterpret_cast<float(&)[4]>(s[8 * j]), a[k], b[0], b[1]);
-      mma<T>(reinterpret_cast<float(&)[4]>(s[8 * j + 4]), a[k], b[2], b[3]);
+      load_matrix(b, (at ^ k % 4 * 32) + k / 4 * 8192 + j * 2048);
+      mma<T>(reinterpret_cast<float(&)[4]>(s[8 * j]), x.a, b[0], b[1]);
+      mma<T>(reinterpret_cast<float(&)[4]>(s[8 * j + 4]), x.a, b[2], b[3]);
     }
   }
 }
 
-// o += a tile; o[4j ..]: columns 8j ..
-template <class T, int D>
-__device__ inline void multiply(float (&o)[D / 2], const uint32_t (&a)[4][4], uint32_t tile) {
+// o += A tile, summed over 16 steps rows of the tile; o[4j ..]: columns 8j ..
+template <class T, int n, int steps>
+__device__ inline void multiply(float (&o)[n], const uint32_t (&a)[steps][4], uint32_t tile) {
   const int lane = threadIdx.x % 32;
-  const uint32_t at = lane % 16 * 128 + ((lane / 16 ^ lane % 8) << 4);
+  const uint32_t at = tile + lane % 16 * 128 + ((lane / 16 ^ lane % 8) << 4);
 #pragma unroll
-  for (int k = 0; k < 4; ++k) {
+  for (int k = 0; k < steps; ++k) {
 #pragma unroll
-    for (int j = 0; j < D / 16; ++j) {
+    for (int j = 0; j < n / 8; ++j) {
       uint32_t b[4];
-      load_matrix_transposed(b, tile + (at ^ j % 4 * 32) + j / 4 * 8192 + k * 2048);
+      load_matrix_transposed(b, (at ^ j % 4 * 32) + j / 4 * 8192 + k * 2048);
       mma<T>(reinterpret_cast<float(&)[4]>(o[8 * j]), a[k], b[0], b[1]);
       mma<T>(reinterpret_cast<float(&)[4]>(o[8 * j + 4]), a[k], b[2], b[3]);
     }
   }
+}
+
+// ---- host ---------------------------------------------------------------------------------------
+
+// As many CTAs as the GPU runs at a time, or items.
+template <class Params>
+cudaError_t launch_tokens(void (*kernel)(Params), const Params& p, int64_t items, int threads,
+                          int bytes, cudaStream_t stream) {
+  int device = 0, at_once = 0;
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&at_once, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess || items == 0) return error;
+  kernel<<<unsigned(items < at_once ? items : at_once), threads, bytes, stream>>>(p);
+  return cudaGetLastError();
 }
 
 }  // namespace sigma::kernels::hopper

@@ -16,19 +16,20 @@ using Shared = TokenShared<D, W, 13>;
 template <class T, int D>
 __device__ inline void consume(Shared<D>& shared, const ForwardParams& p, int warp) {
   const int lane = threadIdx.x % 32;
-  uint32_t q[D / 16][4] = {};
+  Operand q[D / 16] = {};
   float o[D / 2] = {}, m0 = kLow, m1 = kLow, l0 = 0, l1 = 0;
-  int q_first = -1, head = 0;
   for (int n = 0;; ++n) {
     const Entry entry = shared.next(warp, n);
     if (entry.end < 0) {
-      if (q_first >= 0)
+      if (n > 0)
         store_rows<T>(p, o, m0, m1, l0, l1, shared.row[warp][lane / 4].x,
-                      shared.row[warp][lane / 4 + 8].x, head, q_first, int(p.a.Nq));
+                      shared.row[warp][lane / 4 + 8].x, shared.item[warp].y, shared.item[warp].x,
+                      int(p.a.Nq));
       if (entry.end == kStop) break;
-      q_first = entry.first, head = entry.chosen;
+      __syncwarp();
+      if (lane == 0) shared.item[warp] = make_int2(entry.first, entry.chosen);
       const int position = entry.position;
-      load_rows<D>(q, shared.wait(position), shared.row[warp][lane % 16].x % 64);
+      load_rows(q, shared.wait(position), shared.row[warp][lane % 16].x % 64);
       shared.done(position);
 #pragma unroll
       for (int i = 0; i < D / 2; ++i) o[i] = 0;
@@ -41,51 +42,48 @@ __device__ inline void consume(Shared<D>& shared, const ForwardParams& p, int wa
     const int2 row0 = shared.row[warp][lane / 4], row1 = shared.row[warp][lane / 4 + 8];
     if (entry.end & kMasked) {
       const auto rank = [&](int row) {
-        return p.a.rank_q ? p.a.rank_q[min(q_first + row % p.w.tokens, int(p.a.Nq) - 1)] : 0;
+        return p.a.rank_q ? p.a.rank_q[min(shared.item[warp].x + row % p.w.tokens, int(p.a.Nq) - 1)]
+                          : 0;
       };
-      hide(s, p, head / int(p.a.H), entry.first, entry.end & ~kMasked, rank(row0.x), rank(row1.x));
+      hide(s, p.a, shared.item[warp].y / int(p.a.H), entry.first, entry.end & ~kMasked,
+           rank(row0.x), rank(row1.x));
     }
     uint32_t a[4][4];
     weights<T>(a, s, o, m0, m1, l0, l1, entry.chosen >> row0.y & 1, entry.chosen >> row1.y & 1, p);
-    multiply<T, D>(o, a, shared.wait(entry.position + 1));
+    multiply<T>(o, a, shared.wait(entry.position + 1));
     shared.done(entry.position + 1);
   }
 }
 
+struct Params {
+  ForwardParams forward;
+  TokenRows rows;
+};
+
 template <class T, int D>
 __global__ void __launch_bounds__(kThreads, 1)
-    forward_tokens_kernel(const __grid_constant__ ForwardParams p,
-                          const __grid_constant__ TokenRows rows) {
+    forward_tokens_kernel(const __grid_constant__ Params params) {
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<Shared<D>*>(memory);
-  shared.start(rows);
+  const ForwardParams& p = params.forward;
+  shared.start(params.rows);
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   if (warp < W) {
     more_registers<160>();
     consume<T, D>(shared, p, warp);
   } else {
     fewer_registers<32>();
-    if (warp == W) produce<D>(shared, p.w, rows, int(p.a.H / p.a.G), {&p.q}, &p.k, &p.v);
+    if (warp == W) produce<D>(shared, p.w, params.rows, int(p.a.H / p.a.G), {&p.q}, &p.k, &p.v);
   }
 }
 
 template <class T, int D>
 cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t stream) {
-  ForwardParams p;
-  const TokenRows rows(a, w, W);
-  cudaError_t error = forward_params(p, a, w);
-  const auto kernel = forward_tokens_kernel<T, D>;
-  const int bytes = sizeof(Shared<D>);
-  if (error == cudaSuccess)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  int device = 0, multiprocessors = 0;
-  if (error == cudaSuccess) error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  Params p{.rows = TokenRows(a, w, W)};
+  const cudaError_t error = forward_params(p.forward, a, w);
   if (error != cudaSuccess) return error;
-  const int ctas = int(rows.items < multiprocessors ? rows.items : multiprocessors);
-  if (ctas > 0) kernel<<<ctas, kThreads, bytes, stream>>>(p, rows);
-  return cudaGetLastError();
+  return launch_tokens(forward_tokens_kernel<T, D>, p, p.rows.items, kThreads, sizeof(Shared<D>),
+                       stream);
 }
 
 }  // namespace
