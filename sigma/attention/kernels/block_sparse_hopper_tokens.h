@@ -28,6 +28,7 @@ namespace sigma::kernels::hopper {
 
 constexpr int kWalks = 3;
 constexpr int kStart = -1, kStop = -2;
+constexpr int kNone = kMasked - 1;  // behind all pieces
 
 struct Entry {
   int first, end;   // keys; end perhaps | kMasked. kStart: first query, kStart. kStop: nothing more
@@ -79,10 +80,12 @@ struct TokenShared {
   // warp's tokens.
   int2 row[W][16];
   int2 item[W];  // what a warp works at: first query, first head
-  // The producer's view of the walks, entry n at n % 64, filled 32 at a time.
+  // The producer's view of the walks: entry n at n % 64, filled 32 at a time.
   int piece[kWalks][64];
-  int2 keys[kWalks][64];
   uint64_t chosen[kWalks][64];
+  // Pieces of the merged walk that may come next: keys, and of each warp who chose it.
+  int2 keys[32];
+  uint32_t chosen_by[32][W];
 
   // By all threads, before all else.
   __device__ void start(const TokenRows& rows) {
@@ -120,17 +123,17 @@ struct TokenShared {
     ring[warp][n % kRing] = entry;
     barrier_arrive(&listed[warp][n % kRing]);
   }
-  // Entry n of walk i, of `count`, comes into the table.
+  // Entry n of walk i, of `count`, is on its way into the table until wait_copies.
   __device__ void fetch(const BlockWalk& w, int64_t walk, int i, int n, int count) {
-    int x = INT_MAX;
+    const int64_t at = (walk + i) * w.cap + n;
+    const auto* by = reinterpret_cast<const int32_t*>(w.chose + at);
     if (n < count) {
-      const int64_t at = (walk + i) * w.cap + n;
-      const int entry = w.piece[at];
-      x = entry & ~kMasked;
-      keys[i][n % 64] = make_int2(w.key_first[x], w.key_first[x + 1] | (entry & kMasked));
-      chosen[i][n % 64] = w.chose[at];
+      copy_4(shared_address(&piece[i][n % 64]), w.piece + at, true);
+      copy_4(shared_address(&chosen[i][n % 64]), by, true);
+      copy_4(shared_address(&chosen[i][n % 64]) + 4, by + 1, true);
+    } else {
+      piece[i][n % 64] = kNone;
     }
-    piece[i][n % 64] = x;
   }
 };
 
@@ -168,6 +171,8 @@ __device__ inline void produce(S& shared, const BlockWalk& w, const TokenRows& r
       shared.fetch(w, walk, i, lane, count);
       shared.fetch(w, walk, i, lane + 32, count);
     }
+    wait_copies();
+    __syncwarp();
 #pragma unroll 1
     for (int i = 0; i < live * kQueries; ++i) wait(position + i);
     if (works)
@@ -186,39 +191,69 @@ __device__ inline void produce(S& shared, const BlockWalk& w, const TokenRows& r
     }
     position += live * kQueries;
 
-    int at = 0;  // the next entry of this lane's chunk
-    for (;;) {
-      __syncwarp();
-      const int next = works ? shared.piece[mine.chunk][at % 64] : INT_MAX;
-      const int piece = __reduce_min_sync(~0u, next);
-      if (piece == INT_MAX) break;
-      const bool visit = next == piece;
-      int2 keys = {};
-      uint32_t chosen = 0;
-      if (visit) {
-        keys = shared.keys[mine.chunk][at % 64];
-        chosen = uint32_t(shared.chosen[mine.chunk][at % 64] >> mine.token) & tokens;
-        ++at;
-      }
-      const uint32_t visitors = __ballot_sync(~0u, chosen != 0);
-      if (visitors) {
-        const int first = __shfl_sync(~0u, keys.x, __ffs(visitors) - 1);
-        wait(position);
-        if (chosen) shared.list(lane, n++, {keys.x, keys.y, position, chosen});
-        __syncwarp();
-        if (elect()) load(position, __popc(visitors), k, S::kTile, first, bg);
-        __syncwarp();
-        wait(position + 1);
-        if (elect()) load(position + 1, __popc(visitors), v, S::kTile, first, bg);
-        position += 2;
-      }
-      // Who enters one half of its table has the other filled.
-      const uint32_t fill = __ballot_sync(~0u, visit && at % 32 == 0);
+    int at = 0;              // the next entry of this lane's chunk
+    uint32_t candidate = 0;  // of this lane: its visitors
+    uint32_t recent[4] = {};
+    for (bool more = true;;) {
+      // Two more candidates, if there is room.
+      for (int i = 0; more && i < 2; ++i) {
+        const uint32_t room = __ballot_sync(~0u, candidate == 0);
+        if (!room) break;
+        const int next = works ? shared.piece[mine.chunk][at % 64] : kNone;
+        const int piece = __reduce_min_sync(~0u, next & ~kMasked);
+        more = piece != kNone;
+        if (!more) break;
+        const bool visit = (next & ~kMasked) == piece;
+        const uint32_t chosen =
+            visit ? uint32_t(shared.chosen[mine.chunk][at % 64] >> mine.token) & tokens : 0;
+        const uint32_t visitors = __ballot_sync(~0u, chosen != 0);
+        const int masked = __any_sync(~0u, chosen && next & kMasked) ? kMasked : 0;
+        const int slot = __ffs(room) - 1;
+        if (lane == slot) {
+          candidate = visitors;
+          shared.keys[slot] = make_int2(w.key_first[piece], w.key_first[piece + 1] | masked);
+        }
+        if (chosen) shared.chosen_by[slot][lane] = chosen;
+        if (visit) ++at;
+        // Who enters one half of its table has the other filled.
+        const uint32_t fill = __ballot_sync(~0u, visit && at % 32 == 0);
+        if (fill) {
+          wait_copies();
+          __syncwarp();
 #pragma unroll 1
-      for (int i = 0; fill && i < live; ++i)
-        if (fill >> i * rows.warps & 1)
-          shared.fetch(w, walk, i, __shfl_sync(~0u, at, i * rows.warps) + 32 + lane,
-                       __shfl_sync(~0u, counts, i));
+          for (int i = 0; i < live; ++i)
+            if (fill >> i * rows.warps & 1)
+              shared.fetch(w, walk, i, __shfl_sync(~0u, at, i * rows.warps) + 32 + lane,
+                           __shfl_sync(~0u, counts, i));
+        }
+        __syncwarp();
+      }
+      // The one whose visitors had the least to do of late.
+      int cost = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) cost += __popc(candidate & recent[i]);
+      const int best = __reduce_min_sync(~0u, candidate ? cost * 32 + lane : INT_MAX);
+      if (best == INT_MAX) {
+        if (more) continue;
+        break;
+      }
+      const int slot = best % 32;
+      const uint32_t visitors = __shfl_sync(~0u, candidate, slot);
+      if (lane == slot) candidate = 0;
+#pragma unroll
+      for (int i = 3; i > 0; --i) recent[i] = recent[i - 1];
+      recent[0] = visitors;
+      const int2 keys = shared.keys[slot];
+      wait(position);
+      if (visitors >> lane & 1)
+        shared.list(lane, n++, {keys.x, keys.y, position, shared.chosen_by[slot][lane]});
+      __syncwarp();
+      if (elect()) load(position, __popc(visitors), k, S::kTile, keys.x, bg);
+      __syncwarp();
+      wait(position + 1);
+      if (elect()) load(position + 1, __popc(visitors), v, S::kTile, keys.x, bg);
+      __syncwarp();
+      position += 2;
     }
   }
   if (lane < W) shared.list(lane, n, {0, kStop, 0, 0});
