@@ -28,12 +28,19 @@ namespace sigma::kernels::hopper {
 
 constexpr int kWalks = 3;
 constexpr int kStart = -1, kStop = -2;
-constexpr int kNone = kMasked - 1;  // behind all pieces
 
 struct Entry {
   int first, end;   // keys; end perhaps | kMasked. kStart: first query, kStart. kStop: nothing more
   int position;     // of K, then V; kStart: of the queries' tiles
   uint32_t chosen;  // by which of the warp's tokens; kStart: first head
+};
+
+// What comes next: a piece, or the start of an item. With it goes for each warp by which of its tokens
+// the piece is chosen; kStart: its first query.
+struct Step {
+  int first, end;  // as in Entry
+  uint32_t visitors;
+  int bg, head;
 };
 
 // Who has which rows of a CTA's chunks.
@@ -80,12 +87,11 @@ struct TokenShared {
   // warp's tokens.
   int2 row[W][16];
   int2 item[W];  // what a warp works at: first query, first head
-  // The producer's view of the walks: entry n at n % 64, filled 32 at a time.
-  int piece[kWalks][64];
-  uint64_t chosen[kWalks][64];
-  // Pieces of the merged walk that may come next: keys, and of each warp who chose it.
-  int2 keys[32];
-  uint32_t chosen_by[32][W];
+  // From the warp that merges to the one that loads.
+  static constexpr int kQueue = 8;
+  Step queue[kQueue];
+  uint32_t of_warp[kQueue][W];
+  uint64_t filled[kQueue], taken[kQueue];
 
   // By all threads, before all else.
   __device__ void start(const TokenRows& rows) {
@@ -94,6 +100,8 @@ struct TokenShared {
       for (int i = 0; i < slots; ++i) barrier_init(full + i, 1), barrier_init(empty + i, W);
 #pragma unroll 1
       for (int i = 0; i < W * kRing; ++i) barrier_init(listed[0] + i, 1);
+#pragma unroll 1
+      for (int i = 0; i < kQueue; ++i) barrier_init(filled + i, 1), barrier_init(taken + i, 1);
       barrier_init_fence();
     }
     if (threadIdx.x < W * 16) {
@@ -123,29 +131,106 @@ struct TokenShared {
     ring[warp][n % kRing] = entry;
     barrier_arrive(&listed[warp][n % kRing]);
   }
-  // Entry n of walk i, of `count`, is on its way into the table until wait_copies.
-  __device__ void fetch(const BlockWalk& w, int64_t walk, int i, int n, int count) {
-    const int64_t at = (walk + i) * w.cap + n;
-    const auto* by = reinterpret_cast<const int32_t*>(w.chose + at);
-    if (n < count) {
-      copy_4(shared_address(&piece[i][n % 64]), w.piece + at, true);
-      copy_4(shared_address(&chosen[i][n % 64]), by, true);
-      copy_4(shared_address(&chosen[i][n % 64]) + 4, by + 1, true);
-    } else {
-      piece[i][n % 64] = kNone;
-    }
-  }
 };
 
-// The producer warp. kQueries tensors of queries' tiles start an item.
+// The warp that merges the chunks' walks. It reads up to kAhead entries of each, a lane one, as far as
+// all of them have come, and takes first what its visitors had the least to do before.
+template <class S>
+__device__ inline void merge(S& shared, const BlockWalk& w, const TokenRows& rows,
+                             int group_heads) {
+  constexpr int W = S::warps, kAhead = 32 / kWalks, kNone = kMasked - 1;
+  const int lane = threadIdx.x % 32;
+  const TokenPlace mine(rows, min(lane, W - 1));  // as lane i, of warp i
+  const int chunk = lane / kAhead;    // as the reader of an entry
+  const uint32_t tokens = (1u << rows.warp_tokens) - 1, group = (1u << kAhead) - 1;
+  int n = 0;
+  const auto push = [&](int first, int end, bool visit, uint32_t of_warp, int bg, int head) {
+    const uint32_t visitors = __ballot_sync(~0u, visit);
+    barrier_wait(&shared.taken[n % S::kQueue], (n / S::kQueue & 1) ^ 1);
+    if (lane < W) shared.of_warp[n % S::kQueue][lane] = of_warp;
+    if (lane == 0) shared.queue[n % S::kQueue] = {first, end, visitors, bg, head};
+    __syncwarp();
+    if (lane == 0) barrier_arrive(&shared.filled[n % S::kQueue]);
+    ++n;
+  };
+  uint32_t recent[4] = {};  // visitors of the last pieces
+  for (int item = blockIdx.x; item < rows.items; item += gridDim.x) {
+    // One (b, g)'s chunks run together, so that its K and V stay in the L2 cache; late chunks first,
+    // whose walks are the longest if causal.
+    const int bg = item / rows.tiles / rows.groups;
+    const int chunk0 = (rows.groups - 1 - item / rows.tiles % rows.groups) * rows.chunks;
+    const int live = min(rows.chunks, int(w.C) - chunk0);
+    const int head = bg * group_heads + item % rows.tiles * rows.heads;
+    const bool works = lane < W && mine.chunk < live;
+    push(0, kStart, works, works ? w.q_first[chunk0 + mine.chunk] : 0, bg, head);
+
+    const int64_t walk = int64_t(bg) * w.C + chunk0 + chunk;
+    const int left = chunk < kWalks && chunk < live ? w.count[walk] : 0;
+    for (int at = lane % kAhead;;) {
+      int entry = kNone;
+      uint64_t chose = 0;
+      if (at < left) entry = w.piece[walk * w.cap + at], chose = w.chose[walk * w.cap + at];
+      int piece = entry & ~kMasked, last = kNone;
+#pragma unroll
+      for (int i = 0; i < kWalks; ++i)
+        last = min(last, __shfl_sync(~0u, piece, (i + 1) * kAhead - 1));
+      const uint32_t taken = __ballot_sync(~0u, piece <= last && piece != kNone);
+      if (!taken) break;
+      at += __popc(taken >> chunk * kAhead & group);
+      if (!(taken >> lane & 1)) piece = -1 - lane;
+      const uint32_t same = __match_any_sync(~0u, piece);
+      const uint32_t masked = __ballot_sync(~0u, entry & kMasked);
+      int first = 0, end = 0;
+      if (piece >= 0) {
+        first = w.key_first[piece];
+        end = w.key_first[piece + 1] | (masked & same ? kMasked : 0);
+      }
+      // Its visitors: those of all who read it.
+      uint32_t own = 0, visitors = 0;
+      for (int i = 0; i < rows.warps; ++i)
+        if (chose >> i / rows.head_parts * rows.warp_tokens & tokens)
+          own |= 1u << (chunk * rows.warps + i);
+#pragma unroll
+      for (int i = 0; i < kWalks; ++i) {
+        const uint32_t readers = same >> i * kAhead & group;
+        const uint32_t theirs = __shfl_sync(~0u, own, (i * kAhead + __ffs(readers) - 1) & 31);
+        if (readers) visitors |= theirs;
+      }
+      // The first of those that read the same piece stands for it.
+      bool candidate = piece >= 0 && (same & ((1u << lane) - 1)) == 0 && visitors;
+      for (;;) {
+        int cost = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) cost += __popc(visitors & recent[i]);
+        const int best = __reduce_min_sync(~0u, candidate ? cost * 32 + lane : INT_MAX);
+        if (best == INT_MAX) break;
+        const int s = best % 32;
+        if (lane == s) candidate = false;
+#pragma unroll
+        for (int i = 3; i > 0; --i) recent[i] = recent[i - 1];
+        recent[0] = __shfl_sync(~0u, visitors, s);
+        // By which tokens of warp `lane` the piece of lane s is chosen.
+        const uint32_t readers = __shfl_sync(~0u, same, s) >> mine.chunk * kAhead & group;
+        const uint64_t by =
+            __shfl_sync(~0u, chose, (mine.chunk * kAhead + __ffs(readers) - 1) & 31);
+        push(__shfl_sync(~0u, first, s), __shfl_sync(~0u, end, s), recent[0] >> lane & 1,
+             uint32_t(by >> mine.token) & tokens, bg, head);
+      }
+    }
+  }
+  push(0, kStop, false, 0, 0, 0);
+}
+
+// The warp that waits for free slots, tells the visitors what they have to do, and asks for tiles;
+// kQueries tensors of them start an item. Entries are listed when their slots are free: an earlier use
+// of a slot that has not come could else be taken for this one.
 template <int D, int kQueries, class S>
-__device__ inline void produce(S& shared, const BlockWalk& w, const TokenRows& rows,
-                               int group_heads, const CUtensorMap* const (&queries)[kQueries],
-                               const CUtensorMap* k, const CUtensorMap* v) {
+__device__ inline void load(S& shared, const TokenRows& rows,
+                            const CUtensorMap* const (&queries)[kQueries], const CUtensorMap* k,
+                            const CUtensorMap* v) {
   constexpr int slots = S::slots, W = S::warps;
   const int lane = threadIdx.x % 32;  // lane i lists the entries of warp i
-  const TokenPlace mine(rows, lane);
-  const uint32_t tokens = (1u << rows.warp_tokens) - 1;
+  const TokenPlace mine(rows, min(lane, W - 1));
   int n = 0, position = 0;
   const auto wait = [&](int p) { barrier_wait(&shared.empty[p % slots], (p / slots & 1) ^ 1); };
   // By one thread: position p comes, for some of the warps.
@@ -155,106 +240,44 @@ __device__ inline void produce(S& shared, const BlockWalk& w, const TokenRows& r
     barrier_expect(&shared.full[p % slots], bytes);
     tma_load_tile<D>(shared.tile[p % slots], map, &shared.full[p % slots], row, outer);
   };
-  for (int item = blockIdx.x; item < rows.items; item += gridDim.x) {
-    // One (b, g)'s chunks run together, so that its K and V stay in the L2 cache; late chunks first,
-    // whose walks are the longest if causal.
-    const int bg = item / rows.tiles / rows.groups;
-    const int chunk0 = (rows.groups - 1 - item / rows.tiles % rows.groups) * rows.chunks;
-    const int live = min(rows.chunks, int(w.C) - chunk0);
-    const int head = bg * group_heads + item % rows.tiles * rows.heads;
-    const int64_t walk = int64_t(bg) * w.C + chunk0;
-    const bool works = lane < W && mine.chunk < live;
-    const int counts = lane < live ? w.count[walk + lane] : 0;
-#pragma unroll 1
-    for (int i = 0; i < live; ++i) {
-      const int count = __shfl_sync(~0u, counts, i);
-      shared.fetch(w, walk, i, lane, count);
-      shared.fetch(w, walk, i, lane + 32, count);
-    }
-    wait_copies();
+  for (int i = 0;; ++i) {
+    barrier_wait(&shared.filled[i % S::kQueue], i / S::kQueue & 1);
+    const Step step = shared.queue[i % S::kQueue];
+    const uint32_t mine_of = lane < W ? shared.of_warp[i % S::kQueue][lane] : 0;
     __syncwarp();
+    if (lane == 0) barrier_arrive(&shared.taken[i % S::kQueue]);
+    if (step.end == kStop) break;
+    const bool visit = step.visitors >> lane & 1;
+    if (step.end == kStart) {
+      const int live = __popc(step.visitors) / rows.warps;
 #pragma unroll 1
-    for (int i = 0; i < live * kQueries; ++i) wait(position + i);
-    if (works)
-      shared.list(lane, n++,
-                  {w.q_first[chunk0 + mine.chunk], kStart, position + mine.chunk * kQueries,
-                   uint32_t(head)});
-    __syncwarp();
-    if (elect()) {
+      for (int j = 0; j < live * kQueries; ++j) wait(position + j);
+      if (visit)
+        shared.list(lane, n++,
+                    {int(mine_of), kStart, position + mine.chunk * kQueries, uint32_t(step.head)});
 #pragma unroll 1
-      for (int i = 0; i < live; ++i) {
+      for (int j = 0; j < live; ++j) {
+        const int query = __shfl_sync(~0u, mine_of, j * rows.warps);
+        if (elect()) {
 #pragma unroll
-        for (int j = 0; j < kQueries; ++j)
-          load(position + i * kQueries + j, rows.warps, queries[j],
-               rows.tokens * rows.heads * D * 2, w.q_first[chunk0 + i], head);
-      }
-    }
-    position += live * kQueries;
-
-    int at = 0;              // the next entry of this lane's chunk
-    uint32_t candidate = 0;  // of this lane: its visitors
-    uint32_t recent[4] = {};
-    for (bool more = true;;) {
-      // Two more candidates, if there is room.
-      for (int i = 0; more && i < 2; ++i) {
-        const uint32_t room = __ballot_sync(~0u, candidate == 0);
-        if (!room) break;
-        const int next = works ? shared.piece[mine.chunk][at % 64] : kNone;
-        const int piece = __reduce_min_sync(~0u, next & ~kMasked);
-        more = piece != kNone;
-        if (!more) break;
-        const bool visit = (next & ~kMasked) == piece;
-        const uint32_t chosen =
-            visit ? uint32_t(shared.chosen[mine.chunk][at % 64] >> mine.token) & tokens : 0;
-        const uint32_t visitors = __ballot_sync(~0u, chosen != 0);
-        const int masked = __any_sync(~0u, chosen && next & kMasked) ? kMasked : 0;
-        const int slot = __ffs(room) - 1;
-        if (lane == slot) {
-          candidate = visitors;
-          shared.keys[slot] = make_int2(w.key_first[piece], w.key_first[piece + 1] | masked);
-        }
-        if (chosen) shared.chosen_by[slot][lane] = chosen;
-        if (visit) ++at;
-        // Who enters one half of its table has the other filled.
-        const uint32_t fill = __ballot_sync(~0u, visit && at % 32 == 0);
-        if (fill) {
-          wait_copies();
-          __syncwarp();
-#pragma unroll 1
-          for (int i = 0; i < live; ++i)
-            if (fill >> i * rows.warps & 1)
-              shared.fetch(w, walk, i, __shfl_sync(~0u, at, i * rows.warps) + 32 + lane,
-                           __shfl_sync(~0u, counts, i));
+          for (int i = 0; i < kQueries; ++i)
+            load(position + j * kQueries + i, rows.warps, queries[i],
+                 rows.tokens * rows.heads * D * 2, query, step.head);
         }
         __syncwarp();
       }
-      // The one whose visitors had the least to do of late.
-      int cost = 0;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) cost += __popc(candidate & recent[i]);
-      const int best = __reduce_min_sync(~0u, candidate ? cost * 32 + lane : INT_MAX);
-      if (best == INT_MAX) {
-        if (more) continue;
-        break;
-      }
-      const int slot = best % 32;
-      const uint32_t visitors = __shfl_sync(~0u, candidate, slot);
-      if (lane == slot) candidate = 0;
-#pragma unroll
-      for (int i = 3; i > 0; --i) recent[i] = recent[i - 1];
-      recent[0] = visitors;
-      const int2 keys = shared.keys[slot];
-      wait(position);
-      if (visitors >> lane & 1)
-        shared.list(lane, n++, {keys.x, keys.y, position, shared.chosen_by[slot][lane]});
-      __syncwarp();
-      if (elect()) load(position, __popc(visitors), k, S::kTile, keys.x, bg);
-      __syncwarp();
-      wait(position + 1);
-      if (elect()) load(position + 1, __popc(visitors), v, S::kTile, keys.x, bg);
-      __syncwarp();
-      position += 2;
+      position += live * kQueries;
+      continue;
     }
+    wait(position);
+    __syncwarp();
+    if (elect()) load(position, __popc(step.visitors), k, S::kTile, step.first, step.bg);
+    __syncwarp();
+    wait(position + 1);
+    if (visit) shared.list(lane, n++, {step.first, step.end, position, mine_of});
+    __syncwarp();
+    if (elect()) load(position + 1, __popc(step.visitors), v, S::kTile, step.first, step.bg);
+    position += 2;
   }
   if (lane < W) shared.list(lane, n, {0, kStop, 0, 0});
 }

@@ -9,7 +9,7 @@ namespace sigma::kernels::hopper {
 namespace {
 
 constexpr int W = 12;                   // warps that multiply
-constexpr int kThreads = 32 * W + 128;  // and a warpgroup, of which one warp produces
+constexpr int kThreads = 32 * W + 128;  // and a warpgroup, two of which merge and load
 template <int D>
 using Shared = TokenShared<D, W, 13>;
 
@@ -73,7 +73,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     consume<T, D>(shared, p, warp);
   } else {
     fewer_registers<32>();
-    if (warp == W) produce<D>(shared, p.w, params.rows, int(p.a.H / p.a.G), {&p.q}, &p.k, &p.v);
+    if (warp == W) merge(shared, p.w, params.rows, int(p.a.H / p.a.G));
+    if (warp == W + 1) load<D>(shared, params.rows, {&p.q}, &p.k, &p.v);
   }
 }
 

@@ -13,7 +13,7 @@ namespace {
 
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr int W = 12;                   // warps that multiply
-constexpr int kThreads = 32 * W + 128;  // and a warpgroup, of which one warp produces
+constexpr int kThreads = 32 * W + 128;  // and a warpgroup, two of which merge and load
 
 struct Params {
   CUtensorMap q, grad_out, k, v;
@@ -128,8 +128,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     consume<T, D>(shared, p, warp);
   } else {
     fewer_registers<32>();
-    if (warp == W)
-      produce<D>(shared, p.w, p.rows, int(p.a.H / p.a.G), {&p.q, &p.grad_out}, &p.k, &p.v);
+    if (warp == W) merge(shared, p.w, p.rows, int(p.a.H / p.a.G));
+    if (warp == W + 1) load<D>(shared, p.rows, {&p.q, &p.grad_out}, &p.k, &p.v);
   }
 }
 
