@@ -51,22 +51,28 @@ cudaError_t forward_shared(const BlockSparseGpu& a, const BlockWalk& w, cudaStre
 // A warp a token (block_sparse_hopper_tokens_forward.cu).
 cudaError_t forward_tokens(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t stream);
 
-// The largest of a thread's 16 scores of a row, as a tree: short chains.
-__device__ inline float largest(const float (&s)[32], int row) {
-  float top[4];
+// The largest of a thread's scores of a row, as a tree: short chains.
+template <int n>
+__device__ inline float largest(const float (&s)[n], int row) {
+  float top[n / 8];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < n / 8; ++i) {
     const float* x = s + 8 * i + 2 * row;
     top[i] = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[4], x[5]));
   }
-  return fmaxf(fmaxf(top[0], top[1]), fmaxf(top[2], top[3]));
+#pragma unroll
+  for (int apart = n / 16; apart > 0; apart /= 2) {
+#pragma unroll
+    for (int i = 0; i < apart; ++i) top[i] = fmaxf(top[i], top[i + apart]);
+  }
+  return top[0];
 }
 
 // From S the weights p as operand A (a[i]: columns 16i .. 16i + 15), in place of S; O, m, l follow.
 // l is the sum of this thread's columns alone. Rows that did not choose the piece get p = 0.
-template <class T, int n>
-__device__ inline void weights(uint32_t (&a)[4][4], float (&s)[32], float (&o)[n], float& m0,
-                               float& m1, float& l0, float& l1, bool chose0, bool chose1,
+template <class T, int n, int steps>
+__device__ inline void weights(uint32_t (&a)[steps][4], float (&s)[8 * steps], float (&o)[n],
+                               float& m0, float& m1, float& l0, float& l1, bool chose0, bool chose1,
                                const ForwardParams& p) {
   // Each thread looks at its own columns; the row's four lanes meet only where one raises m.
   float top0 = largest(s, 0), top1 = largest(s, 1);
@@ -86,7 +92,7 @@ __device__ inline void weights(uint32_t (&a)[4][4], float (&s)[32], float (&o)[n
   const float shift0 = chose0 ? m0 * p.c : CUDART_INF_F;
   const float shift1 = chose1 ? m1 * p.c : CUDART_INF_F;
 #pragma unroll
-  for (int step = 0; step < 4; ++step) {
+  for (int step = 0; step < steps; ++step) {
     float* x = s + 8 * step;
 #pragma unroll
     for (int i = 0; i < 8; ++i) x[i] = exp2_fast(fmaf(x[i], p.c, -(i / 2 % 2 ? shift1 : shift0)));

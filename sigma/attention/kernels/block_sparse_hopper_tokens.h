@@ -38,9 +38,8 @@ struct Entry {
 // What comes next: a piece, or the start of an item. With it goes for each warp by which of its tokens
 // the piece is chosen; kStart: its first query.
 struct Step {
-  int first, end;  // as in Entry
-  uint32_t visitors;
-  int bg, head;
+  int first, end;     // keys, as in Entry; kStart: item, kStart; kStop: nothing more
+  uint32_t visitors;  // bit i: warp i
 };
 
 // Who has which rows of a CTA's chunks.
@@ -51,6 +50,7 @@ struct TokenRows {
   int warps;          // of a chunk
   int chunks;         // of a CTA
   int groups, tiles;  // CTAs' chunks of a (b, g); tiles of heads
+  int group_heads;    // H / G
   int64_t items;
 
   TokenRows(const BlockSparseGpu& a, const BlockWalk& w, int warps_a_cta) {
@@ -60,9 +60,15 @@ struct TokenRows {
     warps = (tokens + warp_tokens - 1) / warp_tokens * head_parts;
     chunks = warps_a_cta / warps < kWalks ? warps_a_cta / warps : kWalks;
     groups = int((w.C + chunks - 1) / chunks);
-    tiles = int(a.H / a.G / heads);
+    group_heads = int(a.H / a.G);
+    tiles = group_heads / heads;
     items = a.B * a.G * groups * tiles;
   }
+  // Of an item. One (b, g)'s run together, so that its K and V stay in the L2 cache; late chunks
+  // first, whose walks are the longest if causal.
+  __device__ int bg(int item) const { return item / tiles / groups; }
+  __device__ int chunk(int item) const { return (groups - 1 - item / tiles % groups) * chunks; }
+  __device__ int head(int item) const { return bg(item) * group_heads + item % tiles * heads; }
 };
 
 // The tokens and heads of a warp.
@@ -136,57 +142,54 @@ struct TokenShared {
 // The warp that merges the chunks' walks. It reads up to kAhead entries of each, a lane one, as far as
 // all of them have come, and takes first what its visitors had the least to do before.
 template <class S>
-__device__ inline void merge(S& shared, const BlockWalk& w, const TokenRows& rows,
-                             int group_heads) {
+__device__ inline void merge(S& shared, const BlockWalk& w, const TokenRows& rows) {
   constexpr int W = S::warps, kAhead = 32 / kWalks, kNone = kMasked - 1;
+  static_assert(W <= 16);  // see `recent`
   const int lane = threadIdx.x % 32;
   const TokenPlace mine(rows, min(lane, W - 1));  // as lane i, of warp i
-  const int chunk = lane / kAhead;    // as the reader of an entry
+  const int chunk = lane / kAhead;                // as the reader of an entry
   const uint32_t tokens = (1u << rows.warp_tokens) - 1, group = (1u << kAhead) - 1;
   int n = 0;
-  const auto push = [&](int first, int end, bool visit, uint32_t of_warp, int bg, int head) {
+  const auto push = [&](int first, int end, bool visit, uint32_t of_warp) {
     const uint32_t visitors = __ballot_sync(~0u, visit);
     barrier_wait(&shared.taken[n % S::kQueue], (n / S::kQueue & 1) ^ 1);
     if (lane < W) shared.of_warp[n % S::kQueue][lane] = of_warp;
-    if (lane == 0) shared.queue[n % S::kQueue] = {first, end, visitors, bg, head};
+    if (lane == 0) shared.queue[n % S::kQueue] = {first, end, visitors};
     __syncwarp();
     if (lane == 0) barrier_arrive(&shared.filled[n % S::kQueue]);
     ++n;
   };
-  uint32_t recent[4] = {};  // visitors of the last pieces
+  uint64_t recent = 0;  // visitors of the last four pieces
   for (int item = blockIdx.x; item < rows.items; item += gridDim.x) {
-    // One (b, g)'s chunks run together, so that its K and V stay in the L2 cache; late chunks first,
-    // whose walks are the longest if causal.
-    const int bg = item / rows.tiles / rows.groups;
-    const int chunk0 = (rows.groups - 1 - item / rows.tiles % rows.groups) * rows.chunks;
-    const int live = min(rows.chunks, int(w.C) - chunk0);
-    const int head = bg * group_heads + item % rows.tiles * rows.heads;
+    const int chunk0 = rows.chunk(item), live = min(rows.chunks, int(w.C) - chunk0);
     const bool works = lane < W && mine.chunk < live;
-    push(0, kStart, works, works ? w.q_first[chunk0 + mine.chunk] : 0, bg, head);
+    push(item, kStart, works, works ? w.q_first[chunk0 + mine.chunk] : 0);
 
-    const int64_t walk = int64_t(bg) * w.C + chunk0 + chunk;
-    const int left = chunk < kWalks && chunk < live ? w.count[walk] : 0;
-    for (int at = lane % kAhead;;) {
+    const int64_t walk = int64_t(rows.bg(item)) * w.C + chunk0 + chunk, base = walk * w.cap;
+    const int left = chunk < live ? w.count[walk] : 0;
+    for (int at = lane - chunk * kAhead;;) {
       int entry = kNone;
       uint64_t chose = 0;
-      if (at < left) entry = w.piece[walk * w.cap + at], chose = w.chose[walk * w.cap + at];
+      if (at < left) entry = w.piece[base + at], chose = w.chose[base + at];
       int piece = entry & ~kMasked, last = kNone;
 #pragma unroll
       for (int i = 0; i < kWalks; ++i)
         last = min(last, __shfl_sync(~0u, piece, (i + 1) * kAhead - 1));
-      const uint32_t taken = __ballot_sync(~0u, piece <= last && piece != kNone);
+      const bool take = piece <= last && piece != kNone;
+      const uint32_t taken = __ballot_sync(~0u, take);
       if (!taken) break;
       at += __popc(taken >> chunk * kAhead & group);
-      if (!(taken >> lane & 1)) piece = -1 - lane;
+      if (!take) piece = ~lane;
       const uint32_t same = __match_any_sync(~0u, piece);
       const uint32_t masked = __ballot_sync(~0u, entry & kMasked);
       int first = 0, end = 0;
-      if (piece >= 0) {
+      if (take) {
         first = w.key_first[piece];
         end = w.key_first[piece + 1] | (masked & same ? kMasked : 0);
       }
       // Its visitors: those of all who read it.
       uint32_t own = 0, visitors = 0;
+#pragma unroll 1
       for (int i = 0; i < rows.warps; ++i)
         if (chose >> i / rows.head_parts * rows.warp_tokens & tokens)
           own |= 1u << (chunk * rows.warps + i);
@@ -197,28 +200,25 @@ __device__ inline void merge(S& shared, const BlockWalk& w, const TokenRows& row
         if (readers) visitors |= theirs;
       }
       // The first of those that read the same piece stands for it.
-      bool candidate = piece >= 0 && (same & ((1u << lane) - 1)) == 0 && visitors;
+      bool candidate = take && __ffs(same) - 1 == lane && visitors;
       for (;;) {
-        int cost = 0;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) cost += __popc(visitors & recent[i]);
+        const int cost = __popcll(visitors * 0x1000100010001ull & recent);
         const int best = __reduce_min_sync(~0u, candidate ? cost * 32 + lane : INT_MAX);
         if (best == INT_MAX) break;
         const int s = best % 32;
         if (lane == s) candidate = false;
-#pragma unroll
-        for (int i = 3; i > 0; --i) recent[i] = recent[i - 1];
-        recent[0] = __shfl_sync(~0u, visitors, s);
+        const uint32_t chosen = __shfl_sync(~0u, visitors, s);
+        recent = recent << 16 | chosen;
         // By which tokens of warp `lane` the piece of lane s is chosen.
         const uint32_t readers = __shfl_sync(~0u, same, s) >> mine.chunk * kAhead & group;
         const uint64_t by =
             __shfl_sync(~0u, chose, (mine.chunk * kAhead + __ffs(readers) - 1) & 31);
-        push(__shfl_sync(~0u, first, s), __shfl_sync(~0u, end, s), recent[0] >> lane & 1,
-             uint32_t(by >> mine.token) & tokens, bg, head);
+        push(__shfl_sync(~0u, first, s), __shfl_sync(~0u, end, s), chosen >> lane & 1,
+             uint32_t(by >> mine.token) & tokens);
       }
     }
   }
-  push(0, kStop, false, 0, 0, 0);
+  push(0, kStop, false, 0);
 }
 
 // The warp that waits for free slots, tells the visitors what they have to do, and asks for tiles;
@@ -231,7 +231,7 @@ __device__ inline void load(S& shared, const TokenRows& rows,
   constexpr int slots = S::slots, W = S::warps;
   const int lane = threadIdx.x % 32;  // lane i lists the entries of warp i
   const TokenPlace mine(rows, min(lane, W - 1));
-  int n = 0, position = 0;
+  int n = 0, position = 0, bg = 0;
   const auto wait = [&](int p) { barrier_wait(&shared.empty[p % slots], (p / slots & 1) ^ 1); };
   // By one thread: position p comes, for some of the warps.
   const auto load = [&](int p, int visitors, const CUtensorMap* map, int bytes, int row,
@@ -249,12 +249,13 @@ __device__ inline void load(S& shared, const TokenRows& rows,
     if (step.end == kStop) break;
     const bool visit = step.visitors >> lane & 1;
     if (step.end == kStart) {
-      const int live = __popc(step.visitors) / rows.warps;
+      const int live = __popc(step.visitors) / rows.warps, head = rows.head(step.first);
+      bg = rows.bg(step.first);
 #pragma unroll 1
       for (int j = 0; j < live * kQueries; ++j) wait(position + j);
       if (visit)
         shared.list(lane, n++,
-                    {int(mine_of), kStart, position + mine.chunk * kQueries, uint32_t(step.head)});
+                    {int(mine_of), kStart, position + mine.chunk * kQueries, uint32_t(head)});
 #pragma unroll 1
       for (int j = 0; j < live; ++j) {
         const int query = __shfl_sync(~0u, mine_of, j * rows.warps);
@@ -262,7 +263,7 @@ __device__ inline void load(S& shared, const TokenRows& rows,
 #pragma unroll
           for (int i = 0; i < kQueries; ++i)
             load(position + j * kQueries + i, rows.warps, queries[i],
-                 rows.tokens * rows.heads * D * 2, query, step.head);
+                 rows.tokens * rows.heads * D * 2, query, head);
         }
         __syncwarp();
       }
@@ -271,12 +272,12 @@ __device__ inline void load(S& shared, const TokenRows& rows,
     }
     wait(position);
     __syncwarp();
-    if (elect()) load(position, __popc(step.visitors), k, S::kTile, step.first, step.bg);
+    if (elect()) load(position, __popc(step.visitors), k, S::kTile, step.first, bg);
     __syncwarp();
     wait(position + 1);
     if (visit) shared.list(lane, n++, {step.first, step.end, position, mine_of});
     __syncwarp();
-    if (elect()) load(position + 1, __popc(step.visitors), v, S::kTile, step.first, step.bg);
+    if (elect()) load(position + 1, __popc(step.visitors), v, S::kTile, step.first, bg);
     position += 2;
   }
   if (lane < W) shared.list(lane, n, {0, kStop, 0, 0});

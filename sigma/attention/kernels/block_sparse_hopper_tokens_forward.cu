@@ -19,7 +19,7 @@ __device__ inline void consume(Shared<D>& shared, const ForwardParams& p, int wa
   Operand q[D / 16] = {};
   float o[D / 2] = {}, m0 = kLow, m1 = kLow, l0 = 0, l1 = 0;
   for (int n = 0;; ++n) {
-    const Entry entry = shared.next(warp, n);
+    const Entry& entry = shared.next(warp, n);
     if (entry.end < 0) {
       if (n > 0)
         store_rows<T>(p, o, m0, m1, l0, l1, shared.row[warp][lane / 4].x,
@@ -36,21 +36,26 @@ __device__ inline void consume(Shared<D>& shared, const ForwardParams& p, int wa
       m0 = m1 = kLow, l0 = l1 = 0;
       continue;
     }
-    float s[32];
-    multiply_transposed<T, D>(s, q, shared.wait(entry.position));
-    shared.done(entry.position);
-    const int2 row0 = shared.row[warp][lane / 4], row1 = shared.row[warp][lane / 4 + 8];
-    if (entry.end & kMasked) {
-      const auto rank = [&](int row) {
-        return p.a.rank_q ? p.a.rank_q[min(shared.item[warp].x + row % p.w.tokens, int(p.a.Nq) - 1)]
-                          : 0;
-      };
-      hide(s, p.a, shared.item[warp].y / int(p.a.H), entry.first, entry.end & ~kMasked,
-           rank(row0.x), rank(row1.x));
+    const uint32_t k = shared.wait(entry.position);
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      float s[16];
+      multiply_transposed<T, D>(s, q, k + half * 4096);
+      if (half) shared.done(entry.position);
+      const int2 row0 = shared.row[warp][lane / 4], row1 = shared.row[warp][lane / 4 + 8];
+      if (entry.end & kMasked) {
+        const auto rank = [&](int row) {
+          const int query = min(shared.item[warp].x + row % p.w.tokens, int(p.a.Nq) - 1);
+          return p.a.rank_q ? p.a.rank_q[query] : 0;
+        };
+        hide(s, p.a, shared.item[warp].y / int(p.a.H), entry.first + 32 * half,
+             entry.end & ~kMasked, rank(row0.x), rank(row1.x));
+      }
+      uint32_t a[2][4];
+      weights<T>(a, s, o, m0, m1, l0, l1, entry.chosen >> row0.y & 1, entry.chosen >> row1.y & 1,
+                 p);
+      multiply<T>(o, a, shared.wait(entry.position + 1) + half * 4096);
     }
-    uint32_t a[4][4];
-    weights<T>(a, s, o, m0, m1, l0, l1, entry.chosen >> row0.y & 1, entry.chosen >> row1.y & 1, p);
-    multiply<T>(o, a, shared.wait(entry.position + 1));
     shared.done(entry.position + 1);
   }
 }
@@ -73,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     consume<T, D>(shared, p, warp);
   } else {
     fewer_registers<32>();
-    if (warp == W) merge(shared, p.w, params.rows, int(p.a.H / p.a.G));
+    if (warp == W) merge(shared, p.w, params.rows);
     if (warp == W + 1) load<D>(shared, params.rows, {&p.q}, &p.k, &p.v);
   }
 }

@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     consume<T, D>(shared, p, warp);
   } else {
     fewer_registers<32>();
-    if (warp == W) merge(shared, p.w, p.rows, int(p.a.H / p.a.G));
+    if (warp == W) merge(shared, p.w, p.rows);
     if (warp == W + 1) load<D>(shared, p.rows, {&p.q, &p.grad_out}, &p.k, &p.v);
   }
 }
