@@ -201,7 +201,12 @@ cudaError_t block_sparse_hopper_forward(const BlockSparseGpu& a, const BlockWalk
                   : launch<__nv_bfloat16, 64, 4>(a, w, stream);
   // Shared loads pay once the chunks are more than run at the same time anyway, three an SM.
   const int64_t chunks = a.B * a.H / w.heads * w.C, at_once = 3 * 132;
-  if (chunks > at_once) return forward_shared(a, w, stream);
+  if (chunks > at_once) {
+    // Tokens of 8 or 13 .. 16 rows: which kernel is faster depends on the lists, known on the GPU.
+    const bool either = w.chose && (w.heads == 8 || (w.heads > 12 && w.heads <= 16));
+    const cudaError_t error = either ? forward_tokens(a, w, true, stream) : cudaSuccess;
+    return error == cudaSuccess ? forward_shared(a, w, either, stream) : error;
+  }
   return a.half ? launch<__half, 128, 3>(a, w, stream)
                 : launch<__nv_bfloat16, 128, 3>(a, w, stream);
 }

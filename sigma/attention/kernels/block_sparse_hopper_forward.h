@@ -29,9 +29,21 @@ struct ForwardParams {
   int head_tiles;  // (H / G) / heads
   float c;         // scale * log2(e)
   float slack;     // 12 / c
+  bool either;     // two kernels are launched, and `alike` says which of them runs
 };
 
-inline cudaError_t forward_params(ForwardParams& p, const BlockSparseGpu& a, const BlockWalk& w) {
+// Token rows: is a visit worth a product for all tokens of the chunk? Where two of them or more chose
+// it on average, by 32 visits here and there in the walks. A warp calls it.
+__device__ inline bool alike(const BlockWalk& w) {
+  const int64_t walk = (2 * (threadIdx.x % 32) + 1) * (w.B * w.G * w.C) / 64;
+  const int count = w.count[walk];
+  const int tokens = count > 0 ? __popcll(w.chose[walk * w.cap + count / 2]) : 2;
+  return __reduce_add_sync(~0u, tokens) >= 2 * 32;
+}
+
+inline cudaError_t forward_params(ForwardParams& p, const BlockSparseGpu& a, const BlockWalk& w,
+                                  bool either = false) {
+  p.either = either;
   p.a = a;
   p.w = w;
   p.head_tiles = int(a.H / a.G / w.heads);
@@ -46,10 +58,12 @@ inline cudaError_t forward_params(ForwardParams& p, const BlockSparseGpu& a, con
   return error;
 }
 
-// Three chunks a CTA, D 128 (block_sparse_hopper_forward_shared.cu).
-cudaError_t forward_shared(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t stream);
-// A warp a token (block_sparse_hopper_tokens_forward.cu).
-cudaError_t forward_tokens(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t stream);
+// D 128, three chunks a CTA (block_sparse_hopper_forward_shared.cu); `either`: only if `alike`.
+cudaError_t forward_shared(const BlockSparseGpu& a, const BlockWalk& w, bool either,
+                           cudaStream_t stream);
+// D 128, token rows, a warp a token (block_sparse_hopper_tokens_forward.cu); `either`: only if not.
+cudaError_t forward_tokens(const BlockSparseGpu& a, const BlockWalk& w, bool either,
+                           cudaStream_t stream);
 
 // The largest of a thread's scores of a row, as a tree: short chains.
 template <int n>

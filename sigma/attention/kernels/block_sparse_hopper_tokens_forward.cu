@@ -71,6 +71,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<Shared<D>*>(memory);
   const ForwardParams& p = params.forward;
+  if (p.either && alike(p.w)) return;
   shared.start(params.rows);
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   if (warp < W) {
@@ -84,9 +85,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <class T, int D>
-cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t stream) {
+cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, bool either, cudaStream_t stream) {
   Params p{.rows = TokenRows(a, w, W)};
-  const cudaError_t error = forward_params(p.forward, a, w);
+  const cudaError_t error = forward_params(p.forward, a, w, either);
   if (error != cudaSuccess) return error;
   return launch_tokens(forward_tokens_kernel<T, D>, p, p.rows.items, kThreads, sizeof(Shared<D>),
                        stream);
@@ -94,10 +95,10 @@ cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t str
 
 }  // namespace
 
-cudaError_t forward_tokens(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t stream) {
-  if (a.D == 64)
-    return a.half ? launch<__half, 64>(a, w, stream) : launch<__nv_bfloat16, 64>(a, w, stream);
-  return a.half ? launch<__half, 128>(a, w, stream) : launch<__nv_bfloat16, 128>(a, w, stream);
+cudaError_t forward_tokens(const BlockSparseGpu& a, const BlockWalk& w, bool either,
+                           cudaStream_t stream) {
+  return a.half ? launch<__half, 128>(a, w, either, stream)
+                : launch<__nv_bfloat16, 128>(a, w, either, stream);
 }
 
 }  // namespace sigma::kernels::hopper
