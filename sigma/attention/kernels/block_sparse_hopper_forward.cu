@@ -10,6 +10,7 @@
 //     registers         | softmax 0 |           | softmax 1 |
 //     copy engine    K0 V0 K1 | K2, V1 ...      | V2, K3    | ...       into two slots of each
 #include "sigma/attention/kernels/block_sparse_hopper_forward.h"
+#include "sigma/attention/kernels/block_sparse_hopper_tokens.h"
 
 namespace sigma::kernels {
 namespace {
@@ -150,7 +151,7 @@ __global__ void __launch_bounds__(128, ctas)
   for (int e = 0; e < count; ++e) {
     if (e % 64 == 32 && e > 64 && threadIdx.x < 64) fetch(e + 32 + threadIdx.x);
     if (shared.end[e % 128] & kMasked)
-      hide(s, p.a, shared.b, shared.first[e % 128], shared.end[e % 128] & ~kMasked,
+      hide(s, p, shared.b, shared.first[e % 128], shared.end[e % 128] & ~kMasked,
            shared.rank_q[token0], shared.rank_q[token1]);
     const uint64_t chosen = shared.chosen[e % 128];
     uint32_t a[4][4];
@@ -202,8 +203,8 @@ cudaError_t block_sparse_hopper_forward(const BlockSparseGpu& a, const BlockWalk
   // Shared loads pay once the chunks are more than run at the same time anyway, three an SM.
   const int64_t chunks = a.B * a.H / w.heads * w.C, at_once = 3 * 132;
   if (chunks > at_once) {
-    // Tokens of 8 or 13 .. 16 rows: which kernel is faster depends on the lists, known on the GPU.
-    const bool either = w.chose && (w.heads == 8 || (w.heads > 12 && w.heads <= 16));
+    // A warp a token pays where lists differ; how they are is known on the GPU alone.
+    const bool either = w.heads >= 8 && TokenRows::fit(w);
     const cudaError_t error = either ? forward_tokens(a, w, true, stream) : cudaSuccess;
     return error == cudaSuccess ? forward_shared(a, w, either, stream) : error;
   }

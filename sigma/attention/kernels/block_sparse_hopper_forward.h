@@ -15,7 +15,6 @@
 #include <math_constants.h>
 
 #include "sigma/attention/kernels/block_sparse_hopper.h"
-#include "sigma/attention/kernels/block_sparse_hopper_hide.h"
 #include "sigma/attention/kernels/hopper.h"
 
 namespace sigma::kernels::hopper {
@@ -64,6 +63,27 @@ cudaError_t forward_shared(const BlockSparseGpu& a, const BlockWalk& w, bool eit
 // D 128, token rows, a warp a token (block_sparse_hopper_tokens_forward.cu); `either`: only if not.
 cudaError_t forward_tokens(const BlockSparseGpu& a, const BlockWalk& w, bool either,
                            cudaStream_t stream);
+
+// Scores of hidden pairs become -inf. s: of keys `first` on, the piece's last is end - 1; rank0 and
+// rank1 are those of the thread's rows, better in shared memory: registers are scarce.
+template <int n>
+__device__ inline void hide(float (&s)[n], const ForwardParams& p, int b, int first, int end,
+                            const int& rank0, const int& rank1) {
+  // One bit a column, of the thread's first row and (16 higher) its second: few registers.
+  uint32_t seen = 0;
+#pragma unroll 1
+  for (int j = 0; j < n / 2; ++j) {
+    const int key = first + j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2;
+    if (key >= end || (p.a.key_valid && !p.a.key_valid[int64_t(b) * p.a.Nk + key])) continue;
+    const int rank = p.a.rank_q ? p.a.rank_k[key] : 0;
+    const uint32_t window = p.a.rank_q && p.a.window > 0 ? p.a.window : 1u << 31;
+    seen |= uint32_t(uint32_t(rank0 - rank) < window) << j;
+    seen |= uint32_t(uint32_t(rank1 - rank) < window) << (j + 16);
+  }
+#pragma unroll
+  for (int i = 0; i < n; ++i)
+    if (!(seen >> (i / 4 * 2 + i % 2 + i / 2 % 2 * 16) & 1)) s[i] = -CUDART_INF_F;
+}
 
 // The largest of a thread's scores of a row, as a tree: short chains.
 template <int n>

@@ -176,7 +176,7 @@ __device__ inline void consume(const ForwardParams& p, Shared<T, D>& shared, int
   for (int n = 0; more; ++n) {
     const Entry& entry = shared.ring[wg][n % kRing];
     if (entry.end & kMasked)
-      hide(s, p.a, bg / int(w.G), entry.first, entry.end & ~kMasked, shared.rank_q[wg][token0],
+      hide(s, p, bg / int(w.G), entry.first, entry.end & ~kMasked, shared.rank_q[wg][token0],
            shared.rank_q[wg][token1]);
     const uint64_t chosen = entry.chosen;
     uint32_t a[4][4];

@@ -56,12 +56,6 @@ cudaError_t block_sparse_hopper_grad_kv(const BlockSparseGpu& a, const BlockWalk
 cudaError_t block_sparse_hopper_grad_merge(const BlockSparseGpu& a, const BlockWalk& w,
                                            const GradWork& work, cudaStream_t stream);
 
-// grad_q of token rows with a warp a token (block_sparse_hopper_tokens_grad_q.cu).
-namespace hopper {
-cudaError_t grad_q_tokens(const BlockSparseGpu& a, const BlockWalk& w, const GradWork& work,
-                          cudaStream_t stream);
-}
-
 // delta, grad_q, grad_k, grad_v: every row of them is written.
 cudaError_t block_sparse_hopper_grad(const BlockSparseGpu& a, const BlockWalk& w, void* memory,
                                      cudaStream_t stream);
