@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(128, ctas)
   const BlockWalk& w = p.w;
   const int lane = threadIdx.x % 32, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   const int row = threadIdx.x / 32 * 16 + lane / 4;
-  const int token0 = row % w.tokens, token1 = (row + 8) % w.tokens;  // of rows `row` and `row + 8`
+  const int token0 = token_of(w, row), token1 = token_of(w, row + 8);
 
   // The work of this CTA. One (b, g)'s chunks run together, so that its K and V stay in the L2
   // cache; late chunks first, whose walks are the longest if causal.

@@ -64,6 +64,12 @@ cudaError_t forward_shared(const BlockSparseGpu& a, const BlockWalk& w, bool eit
 cudaError_t forward_tokens(const BlockSparseGpu& a, const BlockWalk& w, bool either,
                            cudaStream_t stream);
 
+// The token of a row of the chunk. Rows behind the last head hold anything: they get bit 63 of
+// `chosen`, which no token has there, so that they do not move the other rows' references.
+__device__ inline int token_of(const BlockWalk& w, int row) {
+  return row < w.tokens * w.heads ? row % w.tokens : 63;
+}
+
 // Scores of hidden pairs become -inf. s: of keys `first` on, the piece's last is end - 1; rank0 and
 // rank1 are those of the thread's rows, better in shared memory: registers are scarce.
 template <int n>

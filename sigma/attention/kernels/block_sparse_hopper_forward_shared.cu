@@ -138,7 +138,7 @@ __device__ inline void consume(const ForwardParams& p, Shared<T, D>& shared, int
   constexpr int slots = kSlots<D>;
   const BlockWalk& w = p.w;
   const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
-  const int token0 = row % w.tokens, token1 = (row + 8) % w.tokens;  // of rows `row` and `row + 8`
+  const int token0 = token_of(w, row), token1 = token_of(w, row + 8);
 
   uint32_t q[kHeld<D>][4];
   barrier_wait(&shared.full_q, 0);
