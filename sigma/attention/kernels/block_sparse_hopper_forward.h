@@ -31,8 +31,8 @@ struct ForwardParams {
   bool either;     // two kernels are launched, and `alike` says which of them runs
 };
 
-// Token rows: is a visit worth a product for all tokens of the chunk? Where two of them or more chose
-// it on average, by 32 visits here and there in the walks. A warp calls it.
+// Token rows: is a visit worth a product for all tokens of the chunk? Where two of them or more
+// chose it on average, by 32 visits here and there in the walks. A warp calls it.
 __device__ inline bool alike(const BlockWalk& w) {
   const int64_t walk = (2 * (threadIdx.x % 32) + 1) * (w.B * w.G * w.C) / 64;
   const int count = w.count[walk];
@@ -142,8 +142,8 @@ __device__ inline void weights(uint32_t (&a)[steps][4], float (&s)[8 * steps], f
   }
 }
 
-// out = O / l, lse = m scale + ln l, of the thread's rows row0 and row1 of the chunk, where they are
-// queries q_first .. q_end - 1 of `heads` heads.
+// out = O / l, lse = m scale + ln l, of the thread's rows row0 and row1 of the chunk, where they
+// are queries q_first .. q_end - 1 of `heads` heads.
 template <class T, int n>
 __device__ inline void store_rows(const ForwardParams& p, const float (&o)[n], float m0, float m1,
                                   float l0, float l1, int row0, int row1, int first_head,

@@ -1,20 +1,20 @@
 // Token rows on Hopper where 16 rows of mma.sync hold the heads of a token (or of two, or more): a
-// warp has its own token, a CTA the tokens of kChunks neighbouring chunks. A warpgroup's instruction
-// has 64 rows: it multiplies all tokens of a chunk with every piece that one of them chose.
+// warp has its own token, a CTA those of kChunks neighbouring chunks. A warpgroup's instruction has
+// 64 rows: it multiplies all tokens of a chunk with every piece that one of them chose.
 //
 // Producers merge the chunks' walks and bring a piece into shared memory once, for all warps that
-// chose it. Tiles lie in a ring: that of position p in slot p % kSlots. CTAs stay and take item after
-// item (kChunks chunks each). Warps go their own ways, also from one item to the next, no further
-// apart than the ring is deep:
+// chose it. Tiles lie in a ring: that of position p in slot p % kSlots. CTAs stay and take item
+// after item (kChunks chunks each). Warps go their own ways, also from one item to the next, no
+// further apart than the ring is deep:
 //
-//     merge              load                                barriers     a warp of the 12
-//     walks -> steps ->  wait for free slots             <-  empty        arrives when done with a tile
-//     (block_sparse_     entries for those who visit     ->  listed       what it has to do next
-//     hopper_tokens_     Q of 3 chunks, K or V           ->  full         products
-//     producers.h)       arrive for those who do not     ->  empty
+//     merge              load                             barriers   a warp of the 12
+//     walks -> steps ->  wait for free slots           <- empty      arrives when done with a tile
+//     (block_sparse_     entries for those who visit   -> listed     what it has to do next
+//     hopper_tokens_     Q of 3 chunks, K or V         -> full       products
+//     producers.h)       arrive for those who do not   -> empty
 //
-// Nothing can wait in a circle: the oldest entry that is not done is the next one of its warps, and its
-// tiles are on their way.
+// Nothing can wait in a circle: the oldest entry that is not done is the next one of its warps, and
+// its tiles are on their way.
 #pragma once
 
 #include "sigma/attention/kernels/block_walk.h"
@@ -38,7 +38,8 @@ struct Step {
   uint32_t visitors;  // bit i: warp i
 };
 
-// Row r of a warp's 16: head r / warp_tokens, token r % warp_tokens of those from first_token(warp) on.
+// Row r of a warp's 16: head r / warp_tokens, and of its tokens, from first_token(warp) on, token
+// r % warp_tokens.
 struct TokenRows {
   int warp_tokens;  // 16 / heads
   int groups;       // items of a (b, g)
@@ -65,7 +66,7 @@ struct TokenShared {
   alignas(1024) unsigned char tile[kSlots][kTile];
   Entry ring[kTokenWarps][kRing];  // entry n of a warp at n % kRing
   uint64_t listed[kTokenWarps][kRing], full[kSlots], empty[kSlots];
-  // Of a warp's rows: the row of the chunk, head * tokens + token, or 64: none; which of its tokens.
+  // Of a warp's rows: the chunk's row, head * tokens + token, or 64: none; which of its tokens.
   int2 row[kTokenWarps][16];
   int2 item[kTokenWarps];  // what it works at: first query, first head
   // Steps from merge to load, and what they are to each warp: by which of its tokens the piece is

@@ -1,5 +1,5 @@
-// The forward of token rows whose tokens share few pieces: block_sparse_hopper_tokens.h says who does
-// what, block_sparse_hopper_forward.h has the equations.
+// The forward of token rows whose tokens share few pieces: block_sparse_hopper_tokens.h says who
+// does what, block_sparse_hopper_forward.h has the equations.
 //
 // A piece is worked off in halves of 32 keys. Registers of a thread at D 128: O 64, Q 32, S 16.
 #include "sigma/attention/kernels/block_sparse_hopper_forward.h"
@@ -12,7 +12,7 @@ namespace {
 constexpr int kThreads = 32 * kTokenWarps + 128;  // and a warpgroup, of which two warps produce
 constexpr int kHalf = 32 * 128;                   // bytes of a panel's 32 rows
 
-// ---- products of a warp, with tiles as the copy engine leaves them (hopper.h) --------------------
+// ---- products of a warp, with tiles as the copy engine leaves them (hopper.h) -------------------
 
 // Operands A from the rows of a tile; `row`: the tile's, for row lane % 16 of the warp.
 template <int steps>

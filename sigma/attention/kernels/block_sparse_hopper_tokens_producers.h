@@ -7,9 +7,10 @@
 
 namespace sigma::kernels::hopper {
 
-// Merges the chunks' walks into steps. A lane reads an entry, 10 lanes the next entries of a walk; of
-// these come as many as are certain to be in order. What comes first among them is free to choose:
-// the piece whose visitors had the least to do of late, so that no warp has to do all at once.
+// Merges the chunks' walks into steps. A lane reads an entry, 10 lanes the next entries of a walk;
+// of these come as many as are certain to be in order. What comes first among them is free to
+// choose: the piece whose visitors had the least to do of late, so that no warp has to do all at
+// once.
 template <int D>
 __device__ inline void merge(TokenShared<D>& shared, const BlockWalk& w, const TokenRows& rows) {
   constexpr int kAhead = 32 / kChunks, kQueue = TokenShared<D>::kQueue;
@@ -30,8 +31,8 @@ __device__ inline void merge(TokenShared<D>& shared, const BlockWalk& w, const T
   };
   uint64_t recent = 0;  // visitors of the last four pieces, 16 bits each
   for (int item = blockIdx.x; item < rows.items; item += gridDim.x) {
-    // One (b, g)'s chunks run together, so that its K and V stay in the L2 cache; late chunks first,
-    // whose walks are the longest if causal.
+    // One (b, g)'s chunks run together, so that its K and V stay in the L2 cache; late chunks
+    // first, whose walks are the longest if causal.
     const int bg = item / rows.groups, chunk0 = (rows.groups - 1 - item % rows.groups) * kChunks;
     const int live = min(kChunks, int(w.C) - chunk0);
     const bool works = lane < kTokenWarps && mine < live;
@@ -90,8 +91,9 @@ __device__ inline void merge(TokenShared<D>& shared, const BlockWalk& w, const T
   push(0, kStop, false, 0);
 }
 
-// Waits for free slots, tells the visitors what they have to do, and asks for the tiles. An entry is
-// listed when both its slots are free: its tiles cannot be taken for earlier ones that have not come.
+// Waits for free slots, tells the visitors what they have to do, and asks for the tiles. An entry
+// is listed when both its slots are free: its tiles cannot be taken for earlier ones that have not
+// come.
 template <int D>
 __device__ inline void load(TokenShared<D>& shared, const BlockWalk& w, const CUtensorMap* q,
                             const CUtensorMap* k, const CUtensorMap* v) {
