@@ -10,6 +10,7 @@
 //     registers         | softmax 0 |           | softmax 1 |
 //     copy engine    K0 V0 K1 | K2, V1 ...      | V2, K3    | ...       into two slots of each
 #include "sigma/attention/kernels/block_sparse_hopper_forward.h"
+#include "sigma/attention/kernels/block_sparse_hopper_tokens.h"
 
 namespace sigma::kernels {
 namespace {
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(128, ctas)
   const BlockWalk& w = p.w;
   const int lane = threadIdx.x % 32, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   const int row = threadIdx.x / 32 * 16 + lane / 4;
-  const int token0 = row % w.tokens, token1 = (row + 8) % w.tokens;  // of rows `row` and `row + 8`
+  const int token0 = token_of(w, row), token1 = token_of(w, row + 8);
 
   // The work of this CTA. One (b, g)'s chunks run together, so that its K and V stay in the L2
   // cache; late chunks first, whose walks are the longest if causal.
@@ -173,7 +174,7 @@ __global__ void __launch_bounds__(128, ctas)
     }
   }
 
-  store_rows<T>(p, o, m0, m1, l0, l1, first_head(), q_first, w.q_first[chunk + 1]);
+  store_rows<T>(p, o, m0, m1, l0, l1, row, row + 8, first_head(), q_first, w.q_first[chunk + 1]);
 }
 
 template <class T, int D, int ctas>
@@ -201,7 +202,12 @@ cudaError_t block_sparse_hopper_forward(const BlockSparseGpu& a, const BlockWalk
                   : launch<__nv_bfloat16, 64, 4>(a, w, stream);
   // Shared loads pay once the chunks are more than run at the same time anyway, three an SM.
   const int64_t chunks = a.B * a.H / w.heads * w.C, at_once = 3 * 132;
-  if (chunks > at_once) return forward_shared(a, w, stream);
+  if (chunks > at_once) {
+    // A warp a token pays where lists differ; how they are is known on the GPU alone.
+    const bool either = w.heads >= 8 && TokenRows::fit(w);
+    const cudaError_t error = either ? forward_tokens(a, w, true, stream) : cudaSuccess;
+    return error == cudaSuccess ? forward_shared(a, w, either, stream) : error;
+  }
   return a.half ? launch<__half, 128, 3>(a, w, stream)
                 : launch<__nv_bfloat16, 128, 3>(a, w, stream);
 }

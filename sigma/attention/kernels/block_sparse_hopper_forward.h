@@ -28,9 +28,21 @@ struct ForwardParams {
   int head_tiles;  // (H / G) / heads
   float c;         // scale * log2(e)
   float slack;     // 12 / c
+  bool either;     // two kernels are launched, and `alike` says which of them runs
 };
 
-inline cudaError_t forward_params(ForwardParams& p, const BlockSparseGpu& a, const BlockWalk& w) {
+// Token rows: is a visit worth a product for all tokens of the chunk? Where two of them or more
+// chose it on average, by 32 visits here and there in the walks. A warp calls it.
+__device__ inline bool alike(const BlockWalk& w) {
+  const int64_t walk = (2 * (threadIdx.x % 32) + 1) * (w.B * w.G * w.C) / 64;
+  const int count = w.count[walk];
+  const int tokens = count > 0 ? __popcll(w.chose[walk * w.cap + count / 2]) : 2;
+  return __reduce_add_sync(~0u, tokens) >= 2 * 32;
+}
+
+inline cudaError_t forward_params(ForwardParams& p, const BlockSparseGpu& a, const BlockWalk& w,
+                                  bool either = false) {
+  p.either = either;
   p.a = a;
   p.w = w;
   p.head_tiles = int(a.H / a.G / w.heads);
@@ -45,17 +57,28 @@ inline cudaError_t forward_params(ForwardParams& p, const BlockSparseGpu& a, con
   return error;
 }
 
-// Three chunks a CTA, D 128 (block_sparse_hopper_forward_shared.cu).
-cudaError_t forward_shared(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t stream);
+// D 128, three chunks a CTA (block_sparse_hopper_forward_shared.cu); `either`: only if `alike`.
+cudaError_t forward_shared(const BlockSparseGpu& a, const BlockWalk& w, bool either,
+                           cudaStream_t stream);
+// D 128, token rows, a warp a token (block_sparse_hopper_tokens_forward.cu); `either`: only if not.
+cudaError_t forward_tokens(const BlockSparseGpu& a, const BlockWalk& w, bool either,
+                           cudaStream_t stream);
 
-// Scores of hidden pairs become -inf. Keys first .. end - 1 are the piece's; rank0 and rank1 are
-// those of the thread's rows, in shared memory.
-__device__ inline void hide(float (&s)[32], const ForwardParams& p, int b, int first, int end,
+// The token of a row of the chunk. Rows behind the last head hold anything: they get bit 63 of
+// `chosen`, which no token has there, so that they do not move the other rows' references.
+__device__ inline int token_of(const BlockWalk& w, int row) {
+  return row < w.tokens * w.heads ? row % w.tokens : 63;
+}
+
+// Scores of hidden pairs become -inf. s: of keys `first` on, the piece's last is end - 1; rank0 and
+// rank1 are those of the thread's rows, better in shared memory: registers are scarce.
+template <int n>
+__device__ inline void hide(float (&s)[n], const ForwardParams& p, int b, int first, int end,
                             const int& rank0, const int& rank1) {
   // One bit a column, of the thread's first row and (16 higher) its second: few registers.
   uint32_t seen = 0;
 #pragma unroll 1
-  for (int j = 0; j < 16; ++j) {
+  for (int j = 0; j < n / 2; ++j) {
     const int key = first + j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2;
     if (key >= end || (p.a.key_valid && !p.a.key_valid[int64_t(b) * p.a.Nk + key])) continue;
     const int rank = p.a.rank_q ? p.a.rank_k[key] : 0;
@@ -64,26 +87,32 @@ __device__ inline void hide(float (&s)[32], const ForwardParams& p, int b, int f
     seen |= uint32_t(uint32_t(rank1 - rank) < window) << (j + 16);
   }
 #pragma unroll
-  for (int i = 0; i < 32; ++i)
+  for (int i = 0; i < n; ++i)
     if (!(seen >> (i / 4 * 2 + i % 2 + i / 2 % 2 * 16) & 1)) s[i] = -CUDART_INF_F;
 }
 
-// The largest of a thread's 16 scores of a row, as a tree: short chains.
-__device__ inline float largest(const float (&s)[32], int row) {
-  float top[4];
+// The largest of a thread's scores of a row, as a tree: short chains.
+template <int n>
+__device__ inline float largest(const float (&s)[n], int row) {
+  float top[n / 8];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < n / 8; ++i) {
     const float* x = s + 8 * i + 2 * row;
     top[i] = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[4], x[5]));
   }
-  return fmaxf(fmaxf(top[0], top[1]), fmaxf(top[2], top[3]));
+#pragma unroll
+  for (int apart = n / 16; apart > 0; apart /= 2) {
+#pragma unroll
+    for (int i = 0; i < apart; ++i) top[i] = fmaxf(top[i], top[i + apart]);
+  }
+  return top[0];
 }
 
 // From S the weights p as operand A (a[i]: columns 16i .. 16i + 15), in place of S; O, m, l follow.
 // l is the sum of this thread's columns alone. Rows that did not choose the piece get p = 0.
-template <class T, int n>
-__device__ inline void weights(uint32_t (&a)[4][4], float (&s)[32], float (&o)[n], float& m0,
-                               float& m1, float& l0, float& l1, bool chose0, bool chose1,
+template <class T, int n, int steps>
+__device__ inline void weights(uint32_t (&a)[steps][4], float (&s)[8 * steps], float (&o)[n],
+                               float& m0, float& m1, float& l0, float& l1, bool chose0, bool chose1,
                                const ForwardParams& p) {
   // Each thread looks at its own columns; the row's four lanes meet only where one raises m.
   float top0 = largest(s, 0), top1 = largest(s, 1);
@@ -103,7 +132,7 @@ __device__ inline void weights(uint32_t (&a)[4][4], float (&s)[32], float (&o)[n
   const float shift0 = chose0 ? m0 * p.c : CUDART_INF_F;
   const float shift1 = chose1 ? m1 * p.c : CUDART_INF_F;
 #pragma unroll
-  for (int step = 0; step < 4; ++step) {
+  for (int step = 0; step < steps; ++step) {
     float* x = s + 8 * step;
 #pragma unroll
     for (int i = 0; i < 8; ++i) x[i] = exp2_fast(fmaf(x[i], p.c, -(i / 2 % 2 ? shift1 : shift0)));
@@ -113,17 +142,19 @@ __device__ inline void weights(uint32_t (&a)[4][4], float (&s)[32], float (&o)[n
   }
 }
 
-// out = O / l, lse = m scale + ln l, of the queries q_first .. q_end - 1 of `heads` heads.
+// out = O / l, lse = m scale + ln l, of the thread's rows row0 and row1 of the chunk, where they
+// are queries q_first .. q_end - 1 of `heads` heads.
 template <class T, int n>
 __device__ inline void store_rows(const ForwardParams& p, const float (&o)[n], float m0, float m1,
-                                  float l0, float l1, int first_head, int q_first, int q_end) {
-  const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
+                                  float l0, float l1, int row0, int row1, int first_head,
+                                  int q_first, int q_end) {
+  const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float l = r ? l1 : l0;  // the row's four lanes add up their sums
     l += __shfl_xor_sync(~0u, l, 1);
     l += __shfl_xor_sync(~0u, l, 2);
-    const int h = (row + 8 * r) / p.w.tokens, query = q_first + (row + 8 * r) % p.w.tokens;
+    const int row = r ? row1 : row0, h = row / p.w.tokens, query = q_first + row % p.w.tokens;
     if (h >= p.w.heads || query >= q_end) continue;
     const int64_t at = int64_t(first_head + h) * p.a.Nq + query;
     const float by = l > 0 ? 1 / l : 0;

@@ -138,7 +138,7 @@ __device__ inline void consume(const ForwardParams& p, Shared<T, D>& shared, int
   constexpr int slots = kSlots<D>;
   const BlockWalk& w = p.w;
   const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
-  const int token0 = row % w.tokens, token1 = (row + 8) % w.tokens;  // of rows `row` and `row + 8`
+  const int token0 = token_of(w, row), token1 = token_of(w, row + 8);
 
   uint32_t q[kHeld<D>][4];
   barrier_wait(&shared.full_q, 0);
@@ -214,7 +214,7 @@ __device__ inline void consume(const ForwardParams& p, Shared<T, D>& shared, int
     pin(o);
   }
   if (chunk < w.C)
-    store_rows<T>(p, o, m0, m1, l0, l1, head, w.q_first[chunk], w.q_first[chunk + 1]);
+    store_rows<T>(p, o, m0, m1, l0, l1, row, row + 8, head, w.q_first[chunk], w.q_first[chunk + 1]);
 }
 
 template <class T, int D>
@@ -223,6 +223,7 @@ __global__ void __launch_bounds__(128 * (W + 1), 1)
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<Shared<T, D>*>(memory);
   const BlockWalk& w = p.w;
+  if (p.either && !alike(w)) return;
   // One (b, g)'s chunks run together, the late ones first, as in the kernel of single chunks.
   const int groups = int((w.C + W - 1) / W), item = blockIdx.x / p.head_tiles;
   const int bg = item / groups, chunk0 = (groups - 1 - item % groups) * W;
@@ -255,9 +256,9 @@ __global__ void __launch_bounds__(128 * (W + 1), 1)
 }
 
 template <class T, int D>
-cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t stream) {
+cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, bool either, cudaStream_t stream) {
   ForwardParams p;
-  cudaError_t error = forward_params(p, a, w);
+  cudaError_t error = forward_params(p, a, w, either);
   const auto kernel = forward_shared_kernel<T, D>;
   const int bytes = sizeof(Shared<T, D>);
   if (error == cudaSuccess)
@@ -270,9 +271,10 @@ cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t str
 
 }  // namespace
 
-cudaError_t hopper::forward_shared(const BlockSparseGpu& a, const BlockWalk& w,
+cudaError_t hopper::forward_shared(const BlockSparseGpu& a, const BlockWalk& w, bool either,
                                    cudaStream_t stream) {
-  return a.half ? launch<__half, 128>(a, w, stream) : launch<__nv_bfloat16, 128>(a, w, stream);
+  return a.half ? launch<__half, 128>(a, w, either, stream)
+                : launch<__nv_bfloat16, 128>(a, w, either, stream);
 }
 
 }  // namespace sigma::kernels
