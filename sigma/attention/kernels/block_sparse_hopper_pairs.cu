@@ -12,7 +12,7 @@ constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kBand = 64 * kChunksACta;  // bands are multiples: whole CTAs of the other forward
 // A strip goes by pieces where fewer than this many of 64 rows chose what their chunk visits.
-constexpr int kAgree = 8;
+constexpr int kAgree = 11;
 constexpr int64_t kStripBytes = 144 << 20;  // of parts
 constexpr int kItemRows = 256;
 
