@@ -67,18 +67,19 @@ Walk walk_of(const BlockSparseInput& in, const BlockTables& tables, cudaStream_t
     out.chose = ints({B, G, C, cap}, in.index, torch::kInt64);
     out.view.chose = reinterpret_cast<const uint64_t*>(out.chose.data_ptr<int64_t>());
   }
-  check(kernels::block_walk({.R = in.index.size(2),
-                             .n = in.index.size(3),
-                             .W = in.kv_start.size(0) - 1,
-                             .index = or_null(in.index),
-                             .piece_start = or_null(tables.piece_start),
-                             .chunk_list = or_null(tables.chunk_list),
-                             .chunk_ranks = or_null(tables.chunk_ranks),
-                             .piece_ranks = or_null(tables.piece_ranks),
-                             .piece_masked = tables.piece_masked.data_ptr<uint8_t>(),
-                             .any_masked = in.key_valid.defined(),
-                             .window = static_cast<int32_t>(in.window)},
-                            out.view, stream));
+  out.view.lists = {.R = in.index.size(2),
+                    .n = in.index.size(3),
+                    .W = in.kv_start.size(0) - 1,
+                    .index = or_null(in.index),
+                    .piece_start = or_null(tables.piece_start),
+                    .chunk_list = or_null(tables.chunk_list),
+                    .chunk_ranks = or_null(tables.chunk_ranks),
+                    .piece_ranks = or_null(tables.piece_ranks),
+                    .piece_masked = tables.piece_masked.data_ptr<uint8_t>(),
+                    .any_masked = in.key_valid.defined(),
+                    .window = static_cast<int32_t>(in.window),
+                    .pieces_a_block = static_cast<int>(tables.pieces_a_block)};
+  check(kernels::block_walk(out.view, stream));
   return out;
 }
 
@@ -146,9 +147,14 @@ class Gpu : public torch::autograd::Function<Gpu> {
     saved->walk = walk_of(in, *in.tables, stream);
     saved->path = path;
     const kernels::BlockSparseGpu a = arguments(in, *in.tables, out, lse);
-    check(path == AttentionPath::kHopper
-              ? kernels::block_sparse_hopper_forward(a, saved->walk.view, stream)
-              : kernels::block_sparse_portable_forward(a, saved->walk.view, stream));
+    const kernels::BlockWalk& walk = saved->walk.view;
+    if (path == AttentionPath::kHopper) {
+      const Tensor work =
+          ints({kernels::block_sparse_hopper_forward_bytes(a, walk)}, in.index, torch::kByte);
+      check(kernels::block_sparse_hopper_forward(a, walk, work.data_ptr(), stream));
+    } else {
+      check(kernels::block_sparse_portable_forward(a, walk, stream));
+    }
     ctx->save_for_backward({in.q, in.k, in.v, out, lse});
     in.q = in.k = in.v = Tensor();
     saved->rest = in;

@@ -10,6 +10,7 @@
 //     registers         | softmax 0 |           | softmax 1 |
 //     copy engine    K0 V0 K1 | K2, V1 ...      | V2, K3    | ...       into two slots of each
 #include "sigma/attention/kernels/block_sparse_hopper_forward.h"
+#include "sigma/attention/kernels/block_sparse_hopper_pairs.h"
 #include "sigma/attention/kernels/block_sparse_hopper_tokens.h"
 
 namespace sigma::kernels {
@@ -31,10 +32,8 @@ struct Shared {
       v[kSlots<D>][kPiece * D];               // entry e of the walk lies in slot e % kSlots
   T q[kHeld<D> < D / 16 ? kPiece * 64 : 64];  // the last 64 columns, for the steps not held
   uint64_t full_q, full_k[kSlots<D>], full_v[kSlots<D>], freed;
-  // The walk's entries e, at e % 128: first key, end of keys (perhaps | kMasked), who chose it.
-  int first[128], end[128];
-  uint64_t chosen[128];
-  int rank_q[64];  // by token
+  Entry entry[128];  // the walk's entry e at e % 128
+  int rank_q[64];    // by token
   int b, bg;
 };
 
@@ -53,16 +52,14 @@ __global__ void __launch_bounds__(128, ctas)
   // cache; late chunks first, whose walks are the longest if causal.
   const int C = int(w.C), chunk = C - 1 - int(blockIdx.x / p.head_tiles % C);
   const int bg = blockIdx.x / p.head_tiles / C;
+  if (p.skips(bg, chunk)) return;
   const int q_first = w.q_first[chunk];
   const int count = w.count[int64_t(bg) * C + chunk];
   const auto first_head = [&] {
     return bg * int(p.a.H / p.a.G) + int(blockIdx.x % p.head_tiles) * w.heads;
   };
 
-  if (threadIdx.x < 64) {
-    const int query = min(q_first + int(threadIdx.x), w.q_first[chunk + 1] - 1);
-    shared.rank_q[threadIdx.x] = p.a.rank_q ? p.a.rank_q[query] : 0;
-  }
+  if (threadIdx.x < 64) shared.rank_q[threadIdx.x] = rank_of(p, chunk, threadIdx.x);
   if (threadIdx.x == 0) {
     shared.bg = bg;
     shared.b = bg / int(w.G);
@@ -74,12 +71,8 @@ __global__ void __launch_bounds__(128, ctas)
   }
   // The entries e0 + thread of the walk come into shared memory, two halves of 64 by turns.
   const auto fetch = [&](int e) {
-    if (e >= count) return;
-    const int64_t at = (int64_t(shared.bg) * C + chunk) * w.cap + e;
-    const int piece = w.piece[at] & ~kMasked;
-    shared.first[e % 128] = w.key_first[piece];
-    shared.end[e % 128] = w.key_first[piece + 1] | (w.piece[at] & kMasked);
-    shared.chosen[e % 128] = w.chose ? w.chose[at] : ~uint64_t(0);
+    if (e < count)
+      shared.entry[e % 128] = entry_at(w, (int64_t(shared.bg) * C + chunk) * w.cap + e);
   };
   __syncthreads();
   fetch(threadIdx.x);
@@ -89,14 +82,14 @@ __global__ void __launch_bounds__(128, ctas)
   const auto load_k = [&](int e) {
     if (e >= count) return;
     barrier_expect(&shared.full_k[e % slots], kPiece * D * 2);
-    tma_load_tile<D>(shared.k[e % slots], &p.k, &shared.full_k[e % slots], shared.first[e % 128],
-                     shared.bg);
+    tma_load_tile<D>(shared.k[e % slots], &p.k, &shared.full_k[e % slots],
+                     shared.entry[e % 128].first, shared.bg);
   };
   const auto load_v = [&](int e) {
     if (e >= count) return;
     barrier_expect(&shared.full_v[e % slots], kPiece * D * 2);
-    tma_load_tile<D>(shared.v[e % slots], &p.v, &shared.full_v[e % slots], shared.first[e % 128],
-                     shared.bg);
+    tma_load_tile<D>(shared.v[e % slots], &p.v, &shared.full_v[e % slots],
+                     shared.entry[e % 128].first, shared.bg);
   };
   // All four warps are done with slots: warp 0 may have them filled again. `turn` counts the calls.
   const auto freed = [&](int turn) {
@@ -129,19 +122,13 @@ __global__ void __launch_bounds__(128, ctas)
 #pragma unroll
   for (int i = 0; i < D / 2; ++i) o[i] = 0;
 
-  const auto scores = [&](int e) {  // issue S of entry e
+  const auto issue_scores = [&](int e) {
     barrier_wait(&shared.full_k[e % slots], e / slots & 1);
-    const uint32_t k = shared_address(shared.k[e % slots]);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < D / 16; ++i)
-      if (i < kHeld<D>) wgmma<T>(s, q[i], k_major(k, i), i > 0);
-      else wgmma<T>(s, k_major(shared_address(shared.q), i % 4), k_major(k, i), i > 0);
-    wgmma_commit();
+    scores<T, D>(s, q, shared.q, shared.k[e % slots]);
   };
 
   if (count > 0) {
-    scores(0);
+    issue_scores(0);
     wgmma_wait<0>();
     pin(s);
     freed(0);
@@ -150,20 +137,17 @@ __global__ void __launch_bounds__(128, ctas)
 #pragma unroll 1
   for (int e = 0; e < count; ++e) {
     if (e % 64 == 32 && e > 64 && threadIdx.x < 64) fetch(e + 32 + threadIdx.x);
-    if (shared.end[e % 128] & kMasked)
-      hide(s, p, shared.b, shared.first[e % 128], shared.end[e % 128] & ~kMasked,
-           shared.rank_q[token0], shared.rank_q[token1]);
-    const uint64_t chosen = shared.chosen[e % 128];
+    const Entry& entry = shared.entry[e % 128];
+    if (entry.end & kMasked)
+      hide(s, p, shared.b, entry.first, entry.end & ~kMasked, shared.rank_q[token0],
+           shared.rank_q[token1]);
+    const uint64_t chosen = entry.chosen;
     uint32_t a[4][4];
     weights<T>(a, s, o, m0, m1, l0, l1, chosen >> token0 & 1, chosen >> token1 & 1, p);
 
     barrier_wait(&shared.full_v[e % slots], e / slots & 1);
-    const uint32_t v = shared_address(shared.v[e % slots]);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < 4; ++i) wgmma<T, true>(o, a[i], mn_major(v, i));
-    wgmma_commit();
-    if (e + 1 < count) scores(e + 1);
+    add_values<T>(o, a, shared.v[e % slots]);
+    if (e + 1 < count) issue_scores(e + 1);
     wgmma_wait<0>();
     pin(o);
     pin(s);
@@ -178,38 +162,60 @@ __global__ void __launch_bounds__(128, ctas)
 }
 
 template <class T, int D, int ctas>
-cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, cudaStream_t stream) {
-  ForwardParams p;
-  cudaError_t error = forward_params(p, a, w);
+cudaError_t launch(const ForwardParams& p, cudaStream_t stream) {
   const auto kernel = forward_kernel<T, D, ctas>;
   const int bytes = sizeof(Shared<T, D>);
-  if (error == cudaSuccess)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  const int64_t items = a.B * a.G * w.C * p.head_tiles;
+  const int64_t items = p.a.B * p.a.G * p.w.C * p.head_tiles;
   if (items > 0) kernel<<<dim3(items), 128, bytes, stream>>>(p);
   return cudaGetLastError();
 }
 
+// Whether the chunks are more than run at the same time, three an SM.
+bool many(const BlockSparseGpu& a, const BlockWalk& w) {
+  return a.B * a.H / w.heads * w.C > 3 * 132;
+}
+
+// Whether strips may go by pieces: few heads share a list, so that few of a chunk's rows agree.
+bool pieces_allowed(const BlockSparseGpu& a, const BlockWalk& w) {
+  const int64_t most = w.lists.n * w.lists.pieces_a_block;
+  return w.chose && w.heads == a.H / a.G && (w.heads == 1 || w.heads == 2 || w.heads == 4) &&
+         most > 0 && most <= 64 && w.P <= 8192 && many(a, w);
+}
+
 }  // namespace
 
-cudaError_t block_sparse_hopper_forward(const BlockSparseGpu& a, const BlockWalk& w,
+int64_t block_sparse_hopper_forward_bytes(const BlockSparseGpu& a, const BlockWalk& w) {
+  int64_t bytes = 0;
+  if (pieces_allowed(a, w)) pair_work(a, w, nullptr, &bytes);
+  return bytes;
+}
+
+cudaError_t block_sparse_hopper_forward(const BlockSparseGpu& a, const BlockWalk& w, void* memory,
                                         cudaStream_t stream) {
   if (a.D != a.Dv || (a.D != 64 && a.D != 128)) return cudaErrorInvalidValue;
   if (a.Nq == 0 || a.B * a.H == 0) return cudaSuccess;
-  if (a.D == 64)
-    return a.half ? launch<__half, 64, 4>(a, w, stream)
-                  : launch<__nv_bfloat16, 64, 4>(a, w, stream);
-  // Shared loads pay once the chunks are more than run at the same time anyway, three an SM.
-  const int64_t chunks = a.B * a.H / w.heads * w.C, at_once = 3 * 132;
-  if (chunks > at_once) {
-    // A warp a token pays where lists differ; how they are is known on the GPU alone.
-    const bool either = w.heads >= 8 && TokenRows::fit(w);
-    const cudaError_t error = either ? forward_tokens(a, w, true, stream) : cudaSuccess;
-    return error == cudaSuccess ? forward_shared(a, w, either, stream) : error;
+  ForwardParams p;
+  cudaError_t error = forward_params(p, a, w);
+  if (error == cudaSuccess && pieces_allowed(a, w)) {
+    int64_t bytes;
+    const PairWork work = pair_work(a, w, memory, &bytes);
+    p.by_pieces = work.item_count, p.strip = work.strip / w.tokens, p.strips = work.strips;
+    error = sort_pairs(w, work, stream);
+    if (error == cudaSuccess) error = forward_pieces(p, work, stream);
   }
-  return a.half ? launch<__half, 128, 3>(a, w, stream)
-                : launch<__nv_bfloat16, 128, 3>(a, w, stream);
+  if (error != cudaSuccess) return error;
+  if (a.D == 64)
+    return a.half ? launch<__half, 64, 4>(p, stream) : launch<__nv_bfloat16, 64, 4>(p, stream);
+  if (many(a, w)) {  // shared loads pay once the chunks are more than run at the same time anyway
+    // A warp a token pays where lists differ; how they are is known on the GPU alone.
+    p.either = w.heads >= 8 && TokenRows::fit(w);
+    if (p.either) error = forward_tokens(p, stream);
+    return error == cudaSuccess ? forward_shared(p, stream) : error;
+  }
+  return a.half ? launch<__half, 128, 3>(p, stream) : launch<__nv_bfloat16, 128, 3>(p, stream);
 }
 
 }  // namespace sigma::kernels

@@ -25,10 +25,17 @@ struct ForwardParams {
   CUtensorMap q, k, v;
   BlockSparseGpu a;
   BlockWalk w;
-  int head_tiles;  // (H / G) / heads
-  float c;         // scale * log2(e)
-  float slack;     // 12 / c
-  bool either;     // two kernels are launched, and `alike` says which of them runs
+  int head_tiles;       // (H / G) / heads
+  float c;              // scale * log2(e)
+  float slack;          // 12 / c
+  bool either = false;  // two kernels are launched, and `alike` says which of them runs
+  // Strips of `strip` chunks, `strips` of a (b, g), that go by pieces (block_sparse_hopper_pairs.h):
+  // not 0. Null: none does.
+  const int32_t* by_pieces = nullptr;
+  int strip = 1, strips = 0;
+  __device__ bool skips(int bg, int chunk) const {
+    return by_pieces && by_pieces[bg * strips + chunk / strip] != 0;
+  }
 };
 
 // Token rows: is a visit worth a product for all tokens of the chunk? Where two of them or more
@@ -40,9 +47,9 @@ __device__ inline bool alike(const BlockWalk& w) {
   return __reduce_add_sync(~0u, tokens) >= 2 * 32;
 }
 
-inline cudaError_t forward_params(ForwardParams& p, const BlockSparseGpu& a, const BlockWalk& w,
-                                  bool either = false) {
-  p.either = either;
+constexpr int kChunksACta = 3;  // of the kernel that shares loads; strips are multiples
+
+inline cudaError_t forward_params(ForwardParams& p, const BlockSparseGpu& a, const BlockWalk& w) {
   p.a = a;
   p.w = w;
   p.head_tiles = int(a.H / a.G / w.heads);
@@ -57,12 +64,51 @@ inline cudaError_t forward_params(ForwardParams& p, const BlockSparseGpu& a, con
   return error;
 }
 
-// D 128, three chunks a CTA (block_sparse_hopper_forward_shared.cu); `either`: only if `alike`.
-cudaError_t forward_shared(const BlockSparseGpu& a, const BlockWalk& w, bool either,
-                           cudaStream_t stream);
-// D 128, token rows, a warp a token (block_sparse_hopper_tokens_forward.cu); `either`: only if not.
-cudaError_t forward_tokens(const BlockSparseGpu& a, const BlockWalk& w, bool either,
-                           cudaStream_t stream);
+// D 128, three chunks a CTA (block_sparse_hopper_forward_shared.cu); p.either: only if `alike`.
+cudaError_t forward_shared(const ForwardParams& p, cudaStream_t stream);
+// D 128, token rows, a warp a token (block_sparse_hopper_tokens_forward.cu); p.either: only if not.
+cudaError_t forward_tokens(const ForwardParams& p, cudaStream_t stream);
+
+// An entry of a walk: its keys first .. end - 1, end perhaps | kMasked, and the tokens that chose it.
+struct Entry {
+  int first, end;
+  uint64_t chosen;
+};
+__device__ inline Entry entry_at(const BlockWalk& w, int64_t at) {
+  const int piece = w.piece[at] & ~kMasked;
+  return {w.key_first[piece], w.key_first[piece + 1] | (w.piece[at] & kMasked),
+          w.chose ? w.chose[at] : ~uint64_t(0)};
+}
+
+// The rank of a chunk's token; of its last one behind the end.
+__device__ inline int rank_of(const ForwardParams& p, int chunk, int token) {
+  const int query = min(p.w.q_first[chunk] + token, p.w.q_first[chunk + 1] - 1);
+  return p.a.rank_q ? p.a.rank_q[query] : 0;
+}
+
+// Issues S = Q K^T: Q's first `held` steps of 16 columns in registers, the others among its last 64
+// columns, which lie in shared memory at `rest`.
+template <class T, int D, int held>
+__device__ inline void scores(float (&s)[32], const uint32_t (&q)[held][4], const void* rest,
+                              const void* keys) {
+  const uint32_t k = shared_address(keys);
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < D / 16; ++i)
+    if (i < held) wgmma<T>(s, q[i], k_major(k, i), i > 0);
+    else wgmma<T>(s, k_major(shared_address(rest), i % 4), k_major(k, i), i > 0);
+  wgmma_commit();
+}
+
+// Issues O += P V.
+template <class T, int n>
+__device__ inline void add_values(float (&o)[n], const uint32_t (&a)[4][4], const void* values) {
+  const uint32_t v = shared_address(values);
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < 4; ++i) wgmma<T, true>(o, a[i], mn_major(v, i));
+  wgmma_commit();
+}
 
 // The token of a row of the chunk. Rows behind the last head hold anything: they get bit 63 of
 // `chosen`, which no token has there, so that they do not move the other rows' references.

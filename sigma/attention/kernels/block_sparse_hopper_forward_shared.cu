@@ -22,20 +22,15 @@ namespace {
 
 using namespace hopper;
 
-constexpr int W = 3;      // warpgroups and chunks of a CTA
-constexpr int kRing = 8;  // entries listed and not yet done: at most slots, and the end
-constexpr int kEnd = -1;
+constexpr int W = kChunksACta;  // and warpgroups
+constexpr int kRing = 8;        // entries listed and not yet done: at most slots, and the end
+constexpr int kEnd = -1;        // as an entry's end: no more entries
 
 // Steps of 16 columns of Q in registers; there is no room for all 8 of D = 128.
 template <int D>
 constexpr int kHeld = D == 128 ? 5 : D / 16;
 template <int D>
 constexpr int kSlots = 6;
-
-struct Entry {
-  int first, end;  // keys; end perhaps | kMasked; kEnd: no more entries
-  uint64_t chosen;
-};
 
 template <class T, int D>
 struct Shared {
@@ -58,10 +53,8 @@ __device__ inline void fetch(const BlockWalk& w, S& shared, int64_t walk, int i,
   int piece = INT_MAX;
   if (n < shared.count[i]) {
     const int64_t at = (walk + i) * w.cap + n;
-    const int x = w.piece[at];
-    piece = x & ~kMasked;
-    shared.table[i][n % 64] = {w.key_first[piece], w.key_first[piece + 1] | (x & kMasked),
-                               w.chose ? w.chose[at] : ~uint64_t(0)};
+    piece = w.piece[at] & ~kMasked;
+    shared.table[i][n % 64] = entry_at(w, at);
   }
   shared.piece[i][n % 64] = piece;
 }
@@ -152,15 +145,9 @@ __device__ inline void consume(const ForwardParams& p, Shared<T, D>& shared, int
   float o[D / 2], s[32], m0 = kLow, m1 = kLow, l0 = 0, l1 = 0;
 #pragma unroll
   for (int i = 0; i < D / 2; ++i) o[i] = 0;
-  const auto scores = [&](int e) {  // issue S of entry e of the merged walk
+  const auto issue_scores = [&](int e) {  // of entry e of the merged walk
     barrier_wait(&shared.full_k[e % slots], e / slots & 1);
-    const uint32_t k = shared_address(shared.k[e % slots]);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < D / 16; ++i)
-      if (i < kHeld<D>) wgmma<T>(s, q[i], k_major(k, i), i > 0);
-      else wgmma<T>(s, k_major(shared_address(shared.q[wg]), i % 4), k_major(k, i), i > 0);
-    wgmma_commit();
+    scores<T, D>(s, q, shared.q[wg], shared.k[e % slots]);
   };
 
   int e = 0;
@@ -168,7 +155,7 @@ __device__ inline void consume(const ForwardParams& p, Shared<T, D>& shared, int
   bool more = shared.ring[wg][0].end != kEnd;
   if (more) {
     e = shared.number[wg][0];
-    scores(e);
+    issue_scores(e);
     wgmma_wait<0>();
     pin(s);
   }
@@ -183,11 +170,7 @@ __device__ inline void consume(const ForwardParams& p, Shared<T, D>& shared, int
     weights<T>(a, s, o, m0, m1, l0, l1, chosen >> token0 & 1, chosen >> token1 & 1, p);
 
     barrier_wait(&shared.full_v[e % slots], e / slots & 1);
-    const uint32_t v = shared_address(shared.v[e % slots]);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < 4; ++i) wgmma<T, true>(o, a[i], mn_major(v, i));
-    wgmma_commit();
+    add_values<T>(o, a, shared.v[e % slots]);
     // If the next entry is known, its scores follow at once. If not, this slot must come free first:
     // the producer may be waiting for it.
     const int last = e, next = (n + 1) % kRing, parity = (n + 1) / kRing & 1;
@@ -201,7 +184,7 @@ __device__ inline void consume(const ForwardParams& p, Shared<T, D>& shared, int
     more = shared.ring[wg][next].end != kEnd;
     if (more) {
       e = shared.number[wg][next];
-      scores(e);
+      issue_scores(e);
     }
     if (early) {
       if (more) wgmma_wait<1>();
@@ -227,12 +210,10 @@ __global__ void __launch_bounds__(128 * (W + 1), 1)
   // One (b, g)'s chunks run together, the late ones first, as in the kernel of single chunks.
   const int groups = int((w.C + W - 1) / W), item = blockIdx.x / p.head_tiles;
   const int bg = item / groups, chunk0 = (groups - 1 - item % groups) * W;
+  if (p.skips(bg, chunk0)) return;
   const int head = bg * int(p.a.H / p.a.G) + int(blockIdx.x % p.head_tiles) * w.heads;
-  for (int i = threadIdx.x; i < 64 * W; i += blockDim.x) {
-    const int chunk = min(chunk0 + i / 64, int(w.C) - 1);
-    const int query = min(w.q_first[chunk] + i % 64, w.q_first[chunk + 1] - 1);
-    shared.rank_q[i / 64][i % 64] = p.a.rank_q ? p.a.rank_q[query] : 0;
-  }
+  for (int i = threadIdx.x; i < 64 * W; i += blockDim.x)
+    shared.rank_q[i / 64][i % 64] = rank_of(p, min(chunk0 + i / 64, int(w.C) - 1), i % 64);
   if (threadIdx.x == 0) {
     barrier_init(&shared.full_q, 1);
     barrier_init(&shared.q_read, 4 * W);
@@ -256,25 +237,21 @@ __global__ void __launch_bounds__(128 * (W + 1), 1)
 }
 
 template <class T, int D>
-cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, bool either, cudaStream_t stream) {
-  ForwardParams p;
-  cudaError_t error = forward_params(p, a, w, either);
+cudaError_t launch(const ForwardParams& p, cudaStream_t stream) {
   const auto kernel = forward_shared_kernel<T, D>;
   const int bytes = sizeof(Shared<T, D>);
-  if (error == cudaSuccess)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  const int64_t items = a.B * a.G * ((w.C + W - 1) / W) * p.head_tiles;
+  const int64_t items = p.a.B * p.a.G * ((p.w.C + W - 1) / W) * p.head_tiles;
   if (items > 0) kernel<<<dim3(items), 128 * (W + 1), bytes, stream>>>(p);
   return cudaGetLastError();
 }
 
 }  // namespace
 
-cudaError_t hopper::forward_shared(const BlockSparseGpu& a, const BlockWalk& w, bool either,
-                                   cudaStream_t stream) {
-  return a.half ? launch<__half, 128>(a, w, either, stream)
-                : launch<__nv_bfloat16, 128>(a, w, either, stream);
+cudaError_t hopper::forward_shared(const ForwardParams& p, cudaStream_t stream) {
+  return p.a.half ? launch<__half, 128>(p, stream) : launch<__nv_bfloat16, 128>(p, stream);
 }
 
 }  // namespace sigma::kernels

@@ -132,13 +132,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <class T, int D>
-cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, bool either, cudaStream_t stream) {
-  Params p{.rows = TokenRows(w)};
-  cudaError_t error = forward_params(p.forward, a, w, either);
+cudaError_t launch(const ForwardParams& forward, cudaStream_t stream) {
+  const Params p{.forward = forward, .rows = TokenRows(forward.w)};
   const auto kernel = forward_tokens_kernel<T, D>;
   const int bytes = sizeof(TokenShared<D>);
-  if (error == cudaSuccess)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   int device = 0, at_once = 0;
   if (error == cudaSuccess) error = cudaGetDevice(&device);
   if (error == cudaSuccess)
@@ -152,10 +151,8 @@ cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, bool either, cud
 
 }  // namespace
 
-cudaError_t forward_tokens(const BlockSparseGpu& a, const BlockWalk& w, bool either,
-                           cudaStream_t stream) {
-  return a.half ? launch<__half, 128>(a, w, either, stream)
-                : launch<__nv_bfloat16, 128>(a, w, either, stream);
+cudaError_t forward_tokens(const ForwardParams& p, cudaStream_t stream) {
+  return p.a.half ? launch<__half, 128>(p, stream) : launch<__nv_bfloat16, 128>(p, stream);
 }
 
 }  // namespace sigma::kernels::hopper

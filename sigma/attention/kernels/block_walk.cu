@@ -57,9 +57,9 @@ struct alignas(4 * n) Entries {
 // n: entries a load. 4: lists begin at multiples of 16 bytes.
 template <int n>
 __global__ void __launch_bounds__(kMostWarps* kWarp, 5)
-    walk_kernel(const __grid_constant__ BlockWalkInput in, const __grid_constant__ BlockWalk walk,
-                Layout layout) {
+    walk_kernel(const __grid_constant__ BlockWalk walk, Layout layout) {
   extern __shared__ __align__(16) uint32_t memory[];
+  const BlockWalkInput& in = walk.lists;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const unsigned C = walk.C, row = blockIdx.x * (blockDim.x / kWarp) + warp;
   if (row >= walk.B * walk.G * C) return;
@@ -156,7 +156,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 5)
 
 }  // namespace
 
-int block_walk(const BlockWalkInput& in, const BlockWalk& walk, void* stream) {
+int block_walk(const BlockWalk& walk, void* stream) {
+  const BlockWalkInput& in = walk.lists;
   const int64_t chunks = walk.B * walk.G * walk.C;
   if (chunks == 0) return cudaSuccess;
   Layout layout = {};
@@ -167,7 +168,7 @@ int block_walk(const BlockWalkInput& in, const BlockWalk& walk, void* stream) {
   const bool aligned = in.n % 4 == 0 && reinterpret_cast<uintptr_t>(in.index) % 16 == 0;
   const auto kernel = aligned ? walk_kernel<4> : walk_kernel<1>;
   kernel<<<static_cast<unsigned>((chunks + warps - 1) / warps), warps * kWarp, warps * bytes,
-           static_cast<cudaStream_t>(stream)>>>(in, walk, layout);
+           static_cast<cudaStream_t>(stream)>>>(walk, layout);
   return cudaGetLastError();
 }
 

@@ -21,6 +21,21 @@ namespace sigma::kernels {
 constexpr int kPiece = 64;  // keys of a piece, rows of a chunk
 constexpr int32_t kMasked = 1 << 30;
 
+/// How a walk is made: lists, and what a layout fixes.
+struct BlockWalkInput {
+  int64_t R = 0, n = 0, W = 0;            // lists a (b, g), their length, blocks
+  const int32_t* index = nullptr;         // [B,G,R,n] distinct blocks; outside 0..W-1: none
+  const int32_t* piece_start = nullptr;   // [W+1] first piece of each block
+  const int32_t* chunk_list = nullptr;    // [C] first list of a chunk; its tokens have one each,
+                                          // or, for tile rows, all of them this one
+  const int32_t* chunk_ranks = nullptr;   // [C,2] lowest, highest rank_q; null: not causal
+  const int32_t* piece_ranks = nullptr;   // [P,2] lowest, highest rank_k
+  const uint8_t* piece_masked = nullptr;  // [P] fewer than 64 keys
+  bool any_masked = false;                // each piece may be: there is a key_valid
+  int32_t window = 0;
+  int pieces_a_block = 1;  // at most
+};
+
 struct BlockWalk {
   int64_t B = 0, G = 0;
   int64_t C = 0;                       // chunks
@@ -36,25 +51,12 @@ struct BlockWalk {
   const int32_t* col_start = nullptr;  // [B,G,P+1] from the (b, g)'s own C * cap entries
   const int32_t* col_chunk = nullptr;  // [B,G,C*cap] chunk, perhaps | kMasked
   const uint64_t* col_chose = nullptr;
+  BlockWalkInput lists;  // what it was made from
 };
 
-/// How a walk is made: lists, and what a layout fixes.
-struct BlockWalkInput {
-  int64_t R = 0, n = 0, W = 0;            // lists a (b, g), their length, blocks
-  const int32_t* index = nullptr;         // [B,G,R,n] distinct blocks; outside 0..W-1: none
-  const int32_t* piece_start = nullptr;   // [W+1] first piece of each block
-  const int32_t* chunk_list = nullptr;    // [C] first list of a chunk; its tokens have one each,
-                                          // or, for tile rows, all of them this one
-  const int32_t* chunk_ranks = nullptr;   // [C,2] lowest, highest rank_q; null: not causal
-  const int32_t* piece_ranks = nullptr;   // [P,2] lowest, highest rank_k
-  const uint8_t* piece_masked = nullptr;  // [P] fewer than 64 keys
-  bool any_masked = false;                // each piece may be: there is a key_valid
-  int32_t window = 0;
-};
-
-/// Fills count, piece and, for token rows (walk.chose not null), chose. The result is a
-/// cudaError_t.
-int block_walk(const BlockWalkInput& in, const BlockWalk& walk, void* stream);
+/// Fills count, piece and, for token rows (walk.chose not null), chose from walk.lists. The result
+/// is a cudaError_t.
+int block_walk(const BlockWalk& walk, void* stream);
 
 /// Turns the walks round, a stable counting sort: col_start, col_chunk, col_chose. `work`: as many
 /// int32 as the first says.
