@@ -43,13 +43,18 @@ constexpr int kTarget = 1024;
 int64_t block_sparse_hopper_grad_bytes(const BlockSparseGpu& a, const BlockWalk& w);
 GradWork block_sparse_hopper_grad_work(const BlockSparseGpu& a, const BlockWalk& w, void* memory);
 
-// The steps behind block_sparse_delta, in this order; all of them: block_sparse_hopper_grad.
+// The steps behind block_sparse_delta, in this order (grad_q calls grad_q_64 where D is 64; grad_kv
+// is for token rows, grad_kv_tiles for tile rows); all of them: block_sparse_hopper_grad.
 cudaError_t block_sparse_hopper_grad_tasks(const BlockSparseGpu& a, const BlockWalk& w,
                                            const GradWork& work, cudaStream_t stream);
 cudaError_t block_sparse_hopper_grad_q(const BlockSparseGpu& a, const BlockWalk& w,
                                        const GradWork& work, cudaStream_t stream);
+cudaError_t block_sparse_hopper_grad_q_64(const BlockSparseGpu& a, const BlockWalk& w,
+                                          const GradWork& work, cudaStream_t stream);
 cudaError_t block_sparse_hopper_grad_kv(const BlockSparseGpu& a, const BlockWalk& w,
                                         const GradWork& work, cudaStream_t stream);
+cudaError_t block_sparse_hopper_grad_kv_tiles(const BlockSparseGpu& a, const BlockWalk& w,
+                                              const GradWork& work, cudaStream_t stream);
 cudaError_t block_sparse_hopper_grad_merge(const BlockSparseGpu& a, const BlockWalk& w,
                                            const GradWork& work, cudaStream_t stream);
 

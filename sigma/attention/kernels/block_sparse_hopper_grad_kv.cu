@@ -1,5 +1,6 @@
-// grad_k and grad_v of block-sparse attention on Hopper: a CTA, one warpgroup, has one piece of 64
-// keys and walks what visits it (block_sparse_hopper_grad.h says how that is cut into tasks).
+// grad_k and grad_v of block-sparse attention on Hopper for token rows: a CTA, one warpgroup, has one
+// piece of 64 keys and walks the tokens that chose it (block_sparse_hopper_grad.h says how that is
+// cut into tasks). Tile rows: block_sparse_hopper_grad_kv_tiles.cu.
 //
 //   S^T = K Q^T   dP^T = V dO^T   P^T = exp2(scale log2e S^T - lse log2e)
 //   dS^T = P^T o (dP^T - delta)   dV += P^T dO   dK += dS^T Q,   dK in the end times scale
@@ -15,6 +16,7 @@
 //     memory           next item
 //
 //   registers of a thread at D 128:  dK 64, dV 64, S 32, dP 32, P or dS 16
+#include "sigma/attention/kernels/block_sparse_hopper_grad_keys.h"
 #include "sigma/attention/kernels/block_sparse_hopper_rows.h"
 
 namespace sigma::kernels {
@@ -24,15 +26,15 @@ using namespace hopper;
 
 constexpr float kLog2e = 1.4426950408889634f;
 
-template <int D, bool gather>
+template <int D>
 struct Shared {
-  static constexpr int kStages = gather || D == 128 ? 2 : 4;
+  static constexpr int kStages = 2;
   alignas(1024) unsigned char key_value[2][64 * D * 2];
   RowStage<D> stage[kStages];
   RowFacts facts[kStages];
-  RowQueue<gather> queue;
+  RowQueue queue;
   int32_t first_key, keys;  // of the piece
-  alignas(16) uint64_t full[kStages], loaded;
+  alignas(16) uint64_t loaded;
 };
 
 // P^T of the pairs that the element masks hide becomes 0. Rows r and r + 8 of the piece's keys.
@@ -62,22 +64,18 @@ __device__ void hide(float (&p)[32], const RowFacts& facts, int slots, const Blo
 template <int D>
 constexpr bool kHeld = D == 64;
 
-template <class T, int D, bool gather>
+template <class T, int D>
 __global__ void __launch_bounds__(128, 2)
     grad_kv_kernel(const __grid_constant__ BlockSparseGpu a, const __grid_constant__ BlockWalk w,
-                   const __grid_constant__ GradWork work, const __grid_constant__ CUtensorMap q_map,
-                   const __grid_constant__ CUtensorMap grad_out_map,
-                   const __grid_constant__ CUtensorMap k_map,
+                   const __grid_constant__ GradWork work, const __grid_constant__ CUtensorMap k_map,
                    const __grid_constant__ CUtensorMap v_map) {
   extern __shared__ unsigned char memory[];
-  Shared<D, gather>& s = *reinterpret_cast<Shared<D, gather>*>(memory);
-  constexpr int kStages = Shared<D, gather>::kStages;
+  Shared<D>& s = *reinterpret_cast<Shared<D>*>(memory);
   if (int(blockIdx.x) >= work.totals[0]) return;
   const GradTask task = work.task[blockIdx.x];
   const int64_t bg = task.column / w.P;
   const int piece = int(task.column % w.P), lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; ++i) barrier_init(&s.full[i], 1);
     barrier_init(&s.loaded, 1);
     barrier_init_fence();
     s.first_key = w.key_first[piece];
@@ -91,23 +89,14 @@ __global__ void __launch_bounds__(128, 2)
   }
   __syncthreads();
   const int slots = 64 / w.heads;
-  Rows<D, gather> rows{s.queue, a, w, work.stats, gather ? slots : 1};
+  Rows<D> rows{s.queue, a, w, work.stats, slots};
   rows.start();
   __syncthreads();
   // The queue's next item goes to a stage. All threads.
-  const auto fetch = [&](int stage) {
-    return rows.fetch(s.stage[stage], s.facts[stage], &s.full[stage], &q_map, &grad_out_map);
-  };
-  // Items under way while one is worked on, itself among them, and their tokens. With many stages
-  // the next goes where the one before the last was, and nobody waits for that place.
-  constexpr int kAhead = kStages >= 4 ? kStages - 2 : kStages - 1;
-  int count[kAhead + 1];
-#pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
-    rows.fill();
-    __syncthreads();
-    count[i] = fetch(i);
-  }
+  const auto fetch = [&](int stage) { return rows.fetch(s.stage[stage], s.facts[stage]); };
+  rows.fill();
+  __syncthreads();
+  int count = fetch(0);  // tokens of an item
   rows.fill();
 
   const float by = a.scale * kLog2e;
@@ -132,17 +121,16 @@ __global__ void __launch_bounds__(128, 2)
     }
     wgmma_commit();
   };
-  // Item i's copies are there, and all threads know it.
+  // The next item's copies are there, and all threads know it.
   const auto arrived = [&] {
-    copy_wait<kAhead - 1>();
+    copy_wait<0>();
     // The tensor cores will read what ordinary copies wrote. The fence waits for all copies, so
     // it stands where no later ones are under way.
-    if (gather) fence_async();
+    fence_async();
     __syncthreads();
   };
   arrived();
-  for (int stage = 0, round = 0; count[0] > 0;) {
-    if (!gather) barrier_wait(&s.full[stage], round & 1);
+  for (int stage = 0; count > 0; stage ^= 1) {
     const uint32_t q = shared_address(s.stage[stage].tile[0]), o = q + 128 * D;
     const RowFacts& facts = s.facts[stage];
     pin(p), pin(dp);
@@ -150,20 +138,15 @@ __global__ void __launch_bounds__(128, 2)
     wgmma_fence();
     product(p, k, k_held, q);
     product(dp, v, v_held, o);
-    // Meanwhile: a later item, the queue, and whether any query's chunk is masked.
-    if (kAhead == kStages - 1) {
-      wgmma_wait<1>();  // S, and dK of the item before
-      pin(p), pin(dk), pin(dv);
-      __syncthreads();  // so that one's stage is free
-    }
-    count[kAhead] = fetch((stage + kAhead) % kStages);
+    wgmma_wait<1>();  // S, and dK of the item before
+    pin(p), pin(dk), pin(dv);
+    __syncthreads();  // so that one's stage is free
+    count = fetch(stage ^ 1);
     rows.fill();
     const int query0 = facts.query[lane], query1 = facts.query[lane + 32];
     const bool masked =
         __any_sync(~0u, (query0 >= 0 && query0 & kMasked) || (query1 >= 0 && query1 & kMasked));
     const float4* stats = reinterpret_cast<const float4*>(facts.stats) + lane % 4;
-    wgmma_wait<1>();
-    pin(p), pin(dk), pin(dv);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {  // columns 8j + 2 (lane % 4), and the next one
       const float4 x = stats[j * 4];
@@ -203,57 +186,27 @@ __global__ void __launch_bounds__(128, 2)
     wgmma_wait<1>();  // dV
     pin(dv);
     arrived();
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) count[i] = count[i + 1];
-    if (++stage == kStages) stage = 0, ++round;
   }
 
   wgmma_wait<0>();
   pin(dk), pin(dv);
-  // Rows r and r + 8, columns 8j + 2 (lane % 4) and the next one.
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = threadIdx.x / 32 * 16 + lane / 4 + half * 8;
-    if (row >= s.keys) continue;
-    const int64_t at = (bg * a.Nk + s.first_key + row) * (D / 2) + lane % 4;
-    float2* part = reinterpret_cast<float2*>(work.partial) +
-                   (int64_t(max(task.slot, 0)) * 128 + row) * (D / 2) + lane % 4;
-#pragma unroll
-    for (int j = 0; j < D / 8; ++j) {
-      const float k0 = dk[4 * j + 2 * half], k1 = dk[4 * j + 2 * half + 1];
-      const float v0 = dv[4 * j + 2 * half], v1 = dv[4 * j + 2 * half + 1];
-      if (task.slot >= 0) {
-        part[4 * j] = make_float2(k0, k1);
-        part[4 * j + 32 * D] = make_float2(v0, v1);
-      } else {
-        static_cast<uint32_t*>(a.grad_k)[at + 4 * j] = pack(T(), k0 * a.scale, k1 * a.scale);
-        static_cast<uint32_t*>(a.grad_v)[at + 4 * j] = pack(T(), v0, v1);
-      }
-    }
-  }
+  store_sums<T, D>(a, work, task.slot, bg, s.first_key, s.keys, dk, dv);
 }
 
 template <class T, int D>
 cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, const GradWork& work,
                    cudaStream_t stream) {
-  CUtensorMap q, grad_out, k, v;
-  cudaError_t error = tensor_map(&q, a.q, a.half, D, a.Nq, a.B * a.H, w.tokens, w.heads);
-  if (error == cudaSuccess)
-    error = tensor_map(&grad_out, a.grad_out, a.half, D, a.Nq, a.B * a.H, w.tokens, w.heads);
-  if (error == cudaSuccess) error = tensor_map(&k, a.k, a.half, D, a.Nk, a.B * a.G, 64, 1);
+  CUtensorMap k, v;
+  cudaError_t error = tensor_map(&k, a.k, a.half, D, a.Nk, a.B * a.G, 64, 1);
   if (error == cudaSuccess) error = tensor_map(&v, a.v, a.half, D, a.Nk, a.B * a.G, 64, 1);
-  if (error != cudaSuccess) return error;
-  const auto run = [&](auto kernel, int bytes) {
+  const auto kernel = grad_kv_kernel<T, D>;
+  const int bytes = sizeof(Shared<D>);
+  if (error == cudaSuccess)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (error != cudaSuccess) return error;
-    const int64_t ctas = w.B * w.G * w.P + 2 * kTarget;
-    kernel<<<unsigned(ctas), 128, bytes, stream>>>(a, w, work, q, grad_out, k, v);
-    return cudaGetLastError();
-  };
-  // Boxes fill all 64 rows only so.
-  if (!w.col_chose && w.tokens * w.heads == 64)
-    return run(grad_kv_kernel<T, D, false>, int(sizeof(Shared<D, false>)));
-  return run(grad_kv_kernel<T, D, true>, int(sizeof(Shared<D, true>)));
+  if (error != cudaSuccess) return error;
+  const int64_t ctas = w.B * w.G * w.P + 2 * kTarget;
+  kernel<<<unsigned(ctas), 128, bytes, stream>>>(a, w, work, k, v);
+  return cudaGetLastError();
 }
 
 }  // namespace

@@ -1,15 +1,12 @@
-// How rows of Q and grad_out come to grad_kv: item after item of 64 rows, from a task's entries.
+// How rows of Q and grad_out come to grad_kv: item after item of 64 rows, from a task's entries. Of
+// each chunk only the tokens that chose the piece come, 64 / heads of them an item, so that all 64
+// rows work however few tokens of a chunk agree; gathered row by row in copies of 16 bytes.
 //
-//   tile rows   (no `chose`) an item is a chunk, fetched in boxes by the copy engine
-//   token rows  of each chunk only the tokens that chose the piece, 64 / heads of them an item, so
-//               that all 64 rows work however few tokens of a chunk agree; gathered row by row in
-//               copies of 16 bytes
+// Row r of an item is head r / slots and token r % slots of it. Missing tokens' rows are zero, so
+// they add nothing.
 //
-// Row r of an item is head r / slots and token r % slots of it. Missing tokens' rows are zero in
-// the second case, and have lse +inf in the first, so they add nothing.
-//
-// A queue in shared memory holds the next tokens (chunks): 32 entries of the column are read at a
-// time, their tokens counted and written behind one another.
+// A queue in shared memory holds the next tokens: 32 entries of the column are read at a time,
+// their tokens counted and written behind one another.
 #pragma once
 
 #include "sigma/attention/kernels/block_sparse_hopper_grad.h"
@@ -18,15 +15,13 @@
 namespace sigma::kernels::hopper {
 
 // The state that all threads share.
-template <bool gather>
 struct RowQueue {
   // The column's first entry, the task's entries from there (taken from the last to the first, see
   // read_ahead), and b H + the group's first head. Here to save registers.
   int64_t begin;
   int32_t first, last, bh;
-  int2 place[64];  // of row r: its head times Nq, and its token of the item
-  // Queries, perhaps | kMasked; a chunk: its first, and after it how many.
-  int32_t at[gather ? 64 + 32 * 64 : 2 * 32];
+  int2 place[64];            // of row r: its head times Nq, and its token of the item
+  int32_t at[64 + 32 * 64];  // queries, perhaps | kMasked
 };
 
 // 16 bytes, or 8, from global to shared memory; zeros if not `real`.
@@ -56,13 +51,13 @@ struct RowFacts {
   int32_t query[64];  // of the tokens, perhaps | kMasked; -1: none
 };
 
-template <int D, bool gather>
+template <int D>
 struct Rows {
-  RowQueue<gather>& queue;
+  RowQueue& queue;
   const BlockSparseGpu& a;
   const BlockWalk& w;
   const float2* stats;
-  int slots;  // tokens an item, 1 chunk
+  int slots;  // tokens an item
   // All threads alike: entries read, their heads' first; the queue's head and end; its heads' first;
   // nothing comes any more.
   int from = 0, head = 0, at = 0, queued = 0, item_head = 0;
@@ -76,14 +71,12 @@ struct Rows {
   __device__ void read_ahead() {
     const int e = queue.last - 1 - from - int(threadIdx.x % 32);
     next = e >= queue.first ? w.col_chunk[queue.begin + e] : -1;
-    next_chose =
-        gather && e >= queue.first ? (w.col_chose ? w.col_chose[queue.begin + e] : ~0ull) : 0;
+    next_chose = e >= queue.first ? w.col_chose[queue.begin + e] : 0;
   }
 
   __device__ void start() {
     if (threadIdx.x < 64) {
-      const int h = threadIdx.x / (gather ? slots : w.tokens);
-      const int token = threadIdx.x % (gather ? slots : w.tokens);
+      const int h = threadIdx.x / slots, token = threadIdx.x % slots;
       queue.place[threadIdx.x] = make_int2(h * int(a.Nq), h < w.heads ? token : 1 << 20);
     }
     drained = queue.first == queue.last;
@@ -97,9 +90,9 @@ struct Rows {
     const int t = threadIdx.x, lane = t % 32, M = int(a.H / a.G);
     int left = queued - at;
     // What is left (less than an item) moves to the front.
-    const int kept = gather && t < left ? queue.at[at + t] : 0;
+    const int kept = t < left ? queue.at[at + t] : 0;
     __syncthreads();  // nobody reads the queue any more
-    if (gather && t < left) queue.at[t] = kept;
+    if (t < left) queue.at[t] = kept;
     for (;;) {
       if (from >= queue.last - queue.first && left == 0 && head + w.heads < M)
         head += w.heads, from = 0, read_ahead();
@@ -114,32 +107,27 @@ struct Rows {
           tokens = w.q_first[(entry & ~kMasked) + 1] - query;
           query |= entry & kMasked;
         }
-        if constexpr (gather) {
-          if (tokens < 64) chose &= (1ull << tokens) - 1;
-          const int mine = __popcll(chose);
-          int sum = mine;
+        if (tokens < 64) chose &= (1ull << tokens) - 1;
+        const int mine = __popcll(chose);
+        int sum = mine;
 #pragma unroll
-          for (int step = 1; step < 32; step *= 2) {
-            const int before = __shfl_up_sync(~0u, sum, step);
-            if (lane >= step) sum += before;
-          }
-          const int to = left + sum - mine;
-#pragma unroll 2
-          for (int i = 0; i < 8; ++i) {  // the entry of lane 4i + this warp; two tokens a lane
-            const int of = 4 * i + t / 32, base = __shfl_sync(~0u, query, of);
-            const int place = __shfl_sync(~0u, to, of);
-            const uint32_t low = __shfl_sync(~0u, uint32_t(chose), of);
-            const uint32_t high = __shfl_sync(~0u, uint32_t(chose >> 32), of);
-            const uint32_t below = (1u << lane) - 1;
-            if (low >> lane & 1) queue.at[place + __popc(low & below)] = base + lane;
-            if (high >> lane & 1)
-              queue.at[place + __popc(low) + __popc(high & below)] = base + 32 + lane;
-          }
-          left += __shfl_sync(~0u, sum, 31);
-        } else {
-          if (t < 32 && entry >= 0) queue.at[2 * lane] = query, queue.at[2 * lane + 1] = tokens;
-          left += min(32, queue.last - queue.first - from + 32);
+        for (int step = 1; step < 32; step *= 2) {
+          const int before = __shfl_up_sync(~0u, sum, step);
+          if (lane >= step) sum += before;
         }
+        const int to = left + sum - mine;
+#pragma unroll 2
+        for (int i = 0; i < 8; ++i) {  // the entry of lane 4i + this warp; two tokens a lane
+          const int of = 4 * i + t / 32, base = __shfl_sync(~0u, query, of);
+          const int place = __shfl_sync(~0u, to, of);
+          const uint32_t low = __shfl_sync(~0u, uint32_t(chose), of);
+          const uint32_t high = __shfl_sync(~0u, uint32_t(chose >> 32), of);
+          const uint32_t below = (1u << lane) - 1;
+          if (low >> lane & 1) queue.at[place + __popc(low & below)] = base + lane;
+          if (high >> lane & 1)
+            queue.at[place + __popc(low) + __popc(high & below)] = base + 32 + lane;
+        }
+        left += __shfl_sync(~0u, sum, 31);
       }
       if (left > 0 || head + w.heads >= M) break;
     }
@@ -147,52 +135,33 @@ struct Rows {
     drained = from >= queue.last - queue.first && head + w.heads >= M;
   }
 
-  // Fetches the queue's next item and returns its tokens (chunks), 0 if there is none. All threads; a
+  // Fetches the queue's next item and returns its tokens, 0 if there is none. All threads; a
   // group of copies.
-  __device__ int fetch(RowStage<D>& stage, RowFacts& facts, uint64_t* barrier, const CUtensorMap* q,
-                       const CUtensorMap* grad_out) {
+  __device__ int fetch(RowStage<D>& stage, RowFacts& facts) {
     const int t = threadIdx.x, count = min(slots, queued - at);
     const int64_t heads_row = int64_t(queue.bh + item_head) * a.Nq;
     if (count > 0) {
-      if constexpr (gather) {
-        if (t < 64) {
-          const int2 place = queue.place[t];
-          const bool real = place.y < count;
-          const int query = real ? queue.at[at + place.y] & ~kMasked : 0;
-          copy<8>(shared_address(&facts.stats[t]), stats + heads_row + (real ? place.x + query : 0),
-                  real);
-          facts.query[t] = t < count ? queue.at[at + t] : -1;
-        }
-        constexpr int kUnits = D / 8;  // of 16 bytes, of a row
-        const int unit = t % kUnits, row0 = t / kUnits;
-        const uint32_t to = shared_address(stage.tile[0]) + unit / 8 * 8192 + row0 * 128 +
-                            ((unit % 8 ^ row0 % 8) << 4);
-        const int64_t base = heads_row * D + unit * 8;
+      if (t < 64) {
+        const int2 place = queue.place[t];
+        const bool real = place.y < count;
+        const int query = real ? queue.at[at + place.y] & ~kMasked : 0;
+        copy<8>(shared_address(&facts.stats[t]), stats + heads_row + (real ? place.x + query : 0),
+                real);
+        facts.query[t] = t < count ? queue.at[at + t] : -1;
+      }
+      constexpr int kUnits = D / 8;  // of 16 bytes, of a row
+      const int unit = t % kUnits, row0 = t / kUnits;
+      const uint32_t to = shared_address(stage.tile[0]) + unit / 8 * 8192 + row0 * 128 +
+                          ((unit % 8 ^ row0 % 8) << 4);
+      const int64_t base = heads_row * D + unit * 8;
 #pragma unroll
-        for (int r = 0; r < 64; r += 128 / kUnits) {
-          const int2 place = queue.place[row0 + r];
-          const bool real = place.y < count;
-          const int query = real ? queue.at[at + place.y] & ~kMasked : 0;
-          const int64_t bytes = (base + (real ? int64_t(place.x + query) * D : 0)) * 2;
-          copy<16>(to + r * 128, static_cast<const char*>(a.q) + bytes, real);
-          copy<16>(to + 128 * D + r * 128, static_cast<const char*>(a.grad_out) + bytes, real);
-        }
-      } else {
-        const int query = queue.at[2 * at] & ~kMasked, tokens = queue.at[2 * at + 1];
-        if (__shfl_sync(~0u, t / 32, 0) == 0 && elect()) {
-          barrier_expect(barrier, 2 * 64 * D * 2);
-          tma_load_tile<D>(stage.tile[0], q, barrier, query, queue.bh + item_head);
-          tma_load_tile<D>(stage.tile[1], grad_out, barrier, query, queue.bh + item_head);
-        }
-        if (t < 64) {
-          const int2 place = queue.place[t];
-          const bool real = place.y < tokens;
-          if (real)
-            copy<8>(shared_address(&facts.stats[t]), stats + heads_row + place.x + query + place.y,
-                    true);
-          else facts.stats[t] = make_float2(INFINITY, 0);
-          facts.query[t] = t < tokens ? queue.at[2 * at] + t : -1;
-        }
+      for (int r = 0; r < 64; r += 128 / kUnits) {
+        const int2 place = queue.place[row0 + r];
+        const bool real = place.y < count;
+        const int query = real ? queue.at[at + place.y] & ~kMasked : 0;
+        const int64_t bytes = (base + (real ? int64_t(place.x + query) * D : 0)) * 2;
+        copy<16>(to + r * 128, static_cast<const char*>(a.q) + bytes, real);
+        copy<16>(to + 128 * D + r * 128, static_cast<const char*>(a.grad_out) + bytes, real);
       }
       at += count;
     }

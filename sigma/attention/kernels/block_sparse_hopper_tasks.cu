@@ -253,7 +253,9 @@ cudaError_t block_sparse_hopper_grad(const BlockSparseGpu& a, const BlockWalk& w
   cudaError_t error = block_sparse_delta(a, work.stats, stream);
   if (error == cudaSuccess) error = block_sparse_hopper_grad_q(a, w, work, stream);
   if (error == cudaSuccess) error = block_sparse_hopper_grad_tasks(a, w, work, stream);
-  if (error == cudaSuccess) error = block_sparse_hopper_grad_kv(a, w, work, stream);
+  if (error == cudaSuccess)
+    error = w.col_chose ? block_sparse_hopper_grad_kv(a, w, work, stream)
+                        : block_sparse_hopper_grad_kv_tiles(a, w, work, stream);
   if (error == cudaSuccess) error = block_sparse_hopper_grad_merge(a, w, work, stream);
   return error;
 }
