@@ -26,7 +26,7 @@ constexpr int kChunks = 3, kChunkWarps = 4, kTokenWarps = kChunks * kChunkWarps;
 constexpr int kStart = -1, kStop = -2;
 
 // What a warp has to do: a piece, kStart: a new item, or kStop: no more.
-struct Entry {
+struct WarpEntry {
   int first, end;   // keys, end perhaps | kMasked; or the first query, kStart
   int position;     // of K, and then V; or of Q
   uint32_t chosen;  // bit t: by token t of the warp; or the first head
@@ -64,7 +64,7 @@ struct TokenShared {
   static constexpr int kQueue = 8;
   static_assert(kSlots < kRing);
   alignas(1024) unsigned char tile[kSlots][kTile];
-  Entry ring[kTokenWarps][kRing];  // entry n of a warp at n % kRing
+  WarpEntry ring[kTokenWarps][kRing];  // entry n of a warp at n % kRing
   uint64_t listed[kTokenWarps][kRing], full[kSlots], empty[kSlots];
   // Of a warp's rows: the chunk's row, head * tokens + token, or 64: none; which of its tokens.
   int2 row[kTokenWarps][16];
@@ -108,11 +108,11 @@ struct TokenShared {
     __syncwarp();
     if (threadIdx.x % 32 == 0) barrier_arrive(empty + p % kSlots);
   }
-  __device__ const Entry& next(int warp, int n) {
+  __device__ const WarpEntry& next(int warp, int n) {
     barrier_wait(&listed[warp][n % kRing], n / kRing & 1);
     return ring[warp][n % kRing];
   }
-  __device__ void list(int warp, int n, const Entry& entry) {
+  __device__ void list(int warp, int n, const WarpEntry& entry) {
     ring[warp][n % kRing] = entry;
     barrier_arrive(&listed[warp][n % kRing]);
   }

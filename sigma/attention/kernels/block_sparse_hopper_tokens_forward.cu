@@ -67,7 +67,7 @@ __device__ inline void consume(TokenShared<D>& shared, const ForwardParams& p, i
   uint32_t q[D / 16][4] = {};
   float o[D / 2] = {}, m0 = kLow, m1 = kLow, l0 = 0, l1 = 0;
   for (int n = 0;; ++n) {
-    const Entry& entry = shared.next(warp, n);
+    const WarpEntry& entry = shared.next(warp, n);
     if (entry.end < 0) {
       if (n > 0)
         store_rows<T>(p, o, m0, m1, l0, l1, shared.row[warp][lane / 4].x,
