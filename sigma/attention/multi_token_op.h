@@ -17,7 +17,7 @@
 // (kernels/multi_token.h): memory O(N) times the queries of a strip, which is at least what kernels
 // reach, the same bits on any number of threads. On a GPU full attention without missing keys runs
 // in wider heads, on sequences by kernels of its own (multi_token_gpu.h), elsewhere by torch's
-// (multi_token_wide.h), the rest as defined.
+// (multi_token_wide.h), the rest in strips (multi_token_strips.h). path.h has the choice.
 #pragma once
 
 #include <torch/types.h>

@@ -32,8 +32,8 @@ struct SelectionInput {
 };
 
 /// int32 [B,G,R,min(n, W)], as select_blocks of selection.h. Undefined where the kernels do not
-/// take the input (dtypes other than float32, float16 and bfloat16, D over 128, very many blocks),
-/// or in a build without CUDA.
+/// take the input (dtypes other than float32, float16 and bfloat16, D over 128, very many blocks)
+/// or may not run (path.h), or in a build without CUDA.
 torch::Tensor select_blocks_gpu(const SelectionConfig& config, const BlockGeometry& geometry,
                                 const SelectionTables& tables, const SelectionInput& input);
 
