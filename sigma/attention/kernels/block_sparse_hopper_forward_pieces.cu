@@ -60,10 +60,11 @@ __device__ inline void hide_rows(float (&s)[32], const int (&rank)[kPiece],
 template <class T, int D>
 __global__ void __launch_bounds__(128, 3)
     pieces_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ PairWork work,
-                  int unit) {
+                  int first_unit) {
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<Shared<T, D>*>(memory);
-  if (blockIdx.x >= work.item_count[unit]) return;
+  const int unit = first_unit + blockIdx.y;
+  if (unit >= work.units || blockIdx.x >= work.item_count[unit]) return;
   const BlockWalk& w = p.w;
   const int4 item = work.item[unit * work.items + blockIdx.x];
   const int bg = unit / work.strips, log_heads = __ffs(w.heads) - 1;
@@ -117,7 +118,9 @@ __global__ void __launch_bounds__(128, 3)
                true);
     copy_commit();
   };
-  uint4* parts = static_cast<uint4*>(work.part) + unit_at;
+  const int64_t first_row = blockIdx.y * work.rows;
+  uint4* parts = static_cast<uint4*>(work.part) + first_row * units + unit_at;
+  float* lse = work.lse + first_row;
 
   const int pairs_a_tile = 64 >> log_heads;
   int pair = pair_of(item.y), query = query_of(pair);
@@ -178,8 +181,8 @@ __global__ void __launch_bounds__(128, 3)
     const float by0 = l0 > 0 ? __fdividef(1, l0) : 0, by1 = l1 > 0 ? __fdividef(1, l1) : 0;
     const int to0 = __shfl_sync(~0u, to, lane / 4), to1 = __shfl_sync(~0u, to, lane / 4 + 8);
     if (lane % 4 == 0) {
-      work.lse[to0] = l0 > 0 ? m0 + __log2f(l0) : -CUDART_INF_F;
-      work.lse[to1] = l1 > 0 ? m1 + __log2f(l1) : -CUDART_INF_F;
+      lse[to0] = l0 > 0 ? m0 + __log2f(l0) : -CUDART_INF_F;
+      lse[to1] = l1 > 0 ? m1 + __log2f(l1) : -CUDART_INF_F;
     }
     wgmma_wait<0>();
     pin(o);
@@ -219,16 +222,18 @@ __device__ inline uint4 load_if(const uint4* from, bool real) {
 template <class T, int D>
 __global__ void __launch_bounds__(kMergeThreads, 4)
     merge_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ PairWork work,
-                 int unit) {
+                 int first_unit) {
   using Two = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
   constexpr int team = D / 8, batch = 8;
-  if (work.item_count[unit] == 0) return;
+  const int unit = first_unit + blockIdx.y;
+  if (unit >= work.units || work.item_count[unit] == 0) return;
   const int lane = threadIdx.x % team, log_heads = __ffs(p.w.heads) - 1;
   const int row = (blockIdx.x * kMergeThreads + threadIdx.x) / team;
   const int token = row >> log_heads, head = row & (p.w.heads - 1), bg = unit / work.strips;
   const int query = unit % work.strips * work.strip + token;
   const bool real = token < work.strip && query < p.a.Nq;
-  const int64_t first = real ? (int64_t(token) * work.most << log_heads) + head : 0;
+  const int64_t first =
+      blockIdx.y * work.rows + (real ? (int64_t(token) * work.most << log_heads) + head : 0);
   const uint4* parts = static_cast<const uint4*>(work.part) + first * team + lane;
   float top = kLow, sum = 0, o[8] = {};
   for (int start = 0; start < work.most; start += team) {
@@ -286,12 +291,12 @@ cudaError_t launch(const ForwardParams& p, const PairWork& work, cudaStream_t st
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   // All lse NaN: no part has come.
   if (error == cudaSuccess)
-    error = cudaMemsetAsync(work.lse, 0xFF, work.rows * sizeof(float), stream);
+    error = cudaMemsetAsync(work.lse, 0xFF, work.at_once * work.rows * sizeof(float), stream);
   const int64_t lanes = int64_t(work.strip) * p.w.heads * (D / 8);
   const unsigned merges = (lanes + kMergeThreads - 1) / kMergeThreads;
-  for (int unit = 0; unit < work.units && error == cudaSuccess; ++unit) {
-    kernel<<<unsigned(work.items), 128, bytes, stream>>>(p, work, unit);
-    merge_kernel<T, D><<<merges, kMergeThreads, 0, stream>>>(p, work, unit);
+  for (int unit = 0; unit < work.units && error == cudaSuccess; unit += work.at_once) {
+    kernel<<<dim3(work.items, work.at_once), 128, bytes, stream>>>(p, work, unit);
+    merge_kernel<T, D><<<dim3(merges, work.at_once), kMergeThreads, 0, stream>>>(p, work, unit);
     error = cudaGetLastError();
   }
   return error;

@@ -14,6 +14,7 @@ constexpr int kBand = 64 * kChunksACta;  // bands are multiples: whole CTAs of t
 // A strip goes by pieces where fewer than this many of 64 rows chose what their chunk visits.
 constexpr int kAgree = 11;
 constexpr int64_t kStripBytes = 144 << 20;  // of parts
+constexpr int kUnitsAtOnce = 2;  // the last CTAs of one run beside the first of the other
 constexpr int kItemRows = 256;
 
 // Sum over the lower threads of the CTA; `total` becomes the sum over all.
@@ -171,6 +172,7 @@ PairWork pair_work(const BlockSparseGpu& a, const BlockWalk& w, void* memory, in
   work.strip = (work.bands + work.strips - 1) / work.strips * work.band;
   work.strips = int((a.Nq + work.strip - 1) / work.strip);
   work.units = int(a.B * a.G) * work.strips;
+  work.at_once = std::min(work.units, kUnitsAtOnce);
   work.pairs_an_item = kItemRows / w.heads;
   work.pairs = int64_t(work.strip) * work.most;
   work.rows = work.pairs * w.heads + 1;
@@ -181,9 +183,9 @@ PairWork pair_work(const BlockSparseGpu& a, const BlockWalk& w, void* memory, in
     at += (size + 255) / 256 * 256;
   };
   char* part;
-  take(part, work.rows * a.D * 2);
+  take(part, work.at_once * work.rows * a.D * 2);
   work.part = part;
-  take(work.lse, work.rows * 4);
+  take(work.lse, work.at_once * work.rows * 4);
   take(work.band_count, a.B * a.G * work.bands * w.P * 4);
   take(work.place, a.B * a.G * work.bands * w.P * 4);
   take(work.pair, work.units * work.pairs * 4);

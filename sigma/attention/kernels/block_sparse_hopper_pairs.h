@@ -22,17 +22,18 @@ struct PairWork {
   int band = 0;                   // tokens of a band
   int bands = 0, strips = 0;      // of a (b, g)
   int units = 0;                  // all strips
+  int at_once = 0;                // units of a launch
   int most = 0;                   // pieces of a list
   int pairs_an_item = 0;          // at most
   int64_t pairs = 0, items = 0;   // room of a unit
-  int64_t rows = 0;               // pairs * heads, and a spare one
+  int64_t rows = 0;               // of a unit: pairs * heads, and a spare one
   int32_t* band_count = nullptr;  // [B,G,bands,P] pairs of each piece
   int32_t* place = nullptr;       // [B,G,bands,P] the first of them, of the unit's
   int32_t* pair = nullptr;        // [units,pairs] token of the strip * most + i
   int4* item = nullptr;           // [units,items] piece, its first pair, the end
   int32_t* item_count = nullptr;  // [units]; 0: the unit goes by walks
-  float* lse = nullptr;           // [rows] base 2, of the unit at work; none: -inf, NaN
-  void* part = nullptr;           // [rows,D]
+  float* lse = nullptr;           // [at_once,rows] base 2, of the units at work; none: -inf, NaN
+  void* part = nullptr;           // [at_once,rows,D]
 };
 
 /// Where everything lies from `memory` on, and how many bytes it takes.
