@@ -16,11 +16,6 @@ Tensor Linear::forward(const Tensor& x) const {
 }
 
 Tensor Linear::side_by_side(const std::vector<std::shared_ptr<Linear>>& maps, const Tensor& x) {
-  if (!x.is_cuda()) {
-    std::vector<Tensor> parts;
-    for (const auto& map : maps) parts.push_back(map->forward(x));
-    return torch::cat(parts, -1);
-  }
   std::vector<Tensor> weights, biases;
   int64_t columns = 0;
   for (const auto& map : maps) {

@@ -13,8 +13,8 @@ class Linear : public Module {
   Linear(int64_t in, int64_t out, bool bias = true, Init weight = Init::xavier(),
          Init bias_init = Init::zero());
   torch::Tensor forward(const torch::Tensor& x) const;
-  /// maps[0](x), maps[1](x), ... side by side; all maps with biases. On a GPU by one product, and
-  /// zero columns follow up to a multiple of 8: rows then start at multiples of 16 bytes.
+  /// maps[0](x), maps[1](x), ... side by side, by one product; all maps with biases. Zero columns
+  /// follow up to a multiple of 8: rows then start at multiples of 16 bytes.
   static torch::Tensor side_by_side(const std::vector<std::shared_ptr<Linear>>& maps,
                                     const torch::Tensor& x);
   const torch::Tensor& weight() const { return weight_; }
