@@ -2,7 +2,6 @@
 // skips without one.
 #include <gtest/gtest.h>
 #include <torch/autograd.h>
-#include <torch/cuda.h>
 #include <torch/types.h>
 
 #include <cstdlib>
@@ -12,6 +11,7 @@
 #include "sigma/base/error.h"
 #include "sigma/nn/rope.h"
 #include "tests/cuda/block_sparse_bounds.h"
+#include "tests/cuda/gpu_test.h"
 #ifdef SIGMA_CUDA
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAFunctions.h>
@@ -25,16 +25,10 @@ using torch::Tensor;
 using Case = BlockSparseCase;
 using Result = BlockSparseResult;
 
-class BlockSparseCuda : public ::testing::Test {
+class BlockSparseCuda : public PoisonedGpuTest {
  protected:
-  void SetUp() override {
-    if (!torch::cuda::is_available()) GTEST_SKIP() << "no NVIDIA GPU";
-    // torch::empty is full of NaN and of numbers that name nothing.
-    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
-    at::globalContext().setDeterministicFillUninitializedMemory(true);
-  }
   void TearDown() override {
-    at::globalContext().setDeterministicAlgorithms(false, /*warn_only=*/true);
+    PoisonedGpuTest::TearDown();
     unsetenv("SIGMA_ATTENTION");
   }
 };

@@ -1,7 +1,6 @@
 // The same numbers on an NVIDIA GPU as on the CPU. Every test skips without one.
 #include <gtest/gtest.h>
 #include <torch/autograd.h>
-#include <torch/cuda.h>
 #include <torch/types.h>
 
 #include <cmath>
@@ -16,6 +15,7 @@
 #include "sigma/nn/gated_norm.h"
 #include "sigma/train/trainer.h"
 #include "tests/cli/program.h"
+#include "tests/cuda/gpu_test.h"
 #include "tests/testing/numbers.h"
 
 namespace sigma {
@@ -27,12 +27,7 @@ using torch::Tensor;
 // by about the square root of both.
 constexpr double kFloatBound = 1e-5;
 
-class Cuda : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!torch::cuda::is_available()) GTEST_SKIP() << "no NVIDIA GPU";
-  }
-};
+class Cuda : public GpuTest {};
 
 // max |a - b| over max |b|, compared on the CPU.
 double relative(const Tensor& a, const Tensor& b) {

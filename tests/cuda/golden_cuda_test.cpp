@@ -7,7 +7,6 @@
 // on (attention.md 11).
 #include <gtest/gtest.h>
 #include <torch/autograd.h>
-#include <torch/cuda.h>
 #include <torch/types.h>
 
 #include <cstdlib>
@@ -17,6 +16,7 @@
 #include "sigma/attention/selection_gpu.h"
 #include "sigma/attention/windows.h"
 #include "tests/cuda/block_sparse_bounds.h"
+#include "tests/cuda/gpu_test.h"
 #include "tests/golden_runners/attention_inputs.h"
 
 namespace sigma {
@@ -26,11 +26,8 @@ using golden::GoldenFile;
 using torch::Tensor;
 using Result = BlockSparseResult;
 
-class GoldenCuda : public ::testing::Test {
+class GoldenCuda : public GpuTest {
  protected:
-  void SetUp() override {
-    if (!torch::cuda::is_available()) GTEST_SKIP() << "no NVIDIA GPU";
-  }
   void TearDown() override { unsetenv("SIGMA_ATTENTION"); }
 };
 

@@ -2,10 +2,10 @@
 // Every test skips without one.
 #include <gtest/gtest.h>
 #include <torch/autograd.h>
-#include <torch/cuda.h>
 #include <torch/types.h>
 
 #include "sigma/attention/packed_heads.h"
+#include "tests/cuda/gpu_test.h"
 #include "tests/testing/numbers.h"
 
 namespace sigma {
@@ -13,18 +13,7 @@ namespace {
 
 using torch::Tensor;
 
-class PackedHeadsCuda : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!torch::cuda::is_available()) GTEST_SKIP() << "no NVIDIA GPU";
-    // torch::empty is full of NaN.
-    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
-    at::globalContext().setDeterministicFillUninitializedMemory(true);
-  }
-  void TearDown() override {
-    at::globalContext().setDeterministicAlgorithms(false, /*warn_only=*/true);
-  }
-};
+class PackedHeadsCuda : public PoisonedGpuTest {};
 
 const std::vector<torch::ScalarType> kTypes = {torch::kFloat, torch::kHalf, torch::kBFloat16};
 

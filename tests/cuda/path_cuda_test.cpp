@@ -2,7 +2,6 @@
 // needs memory for its tokens alone. Every test skips without one.
 #include <gtest/gtest.h>
 #include <torch/autograd.h>
-#include <torch/cuda.h>
 #include <torch/types.h>
 
 #include <cstdlib>
@@ -10,6 +9,7 @@
 #include "sigma/attention/multi_token_op.h"
 #include "sigma/attention/path.h"
 #include "sigma/attention/selection_gpu.h"
+#include "tests/cuda/gpu_test.h"
 #include "tests/testing/numbers.h"
 #ifdef SIGMA_CUDA
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -20,11 +20,8 @@ namespace {
 
 using torch::Tensor;
 
-class PathCuda : public ::testing::Test {
+class PathCuda : public GpuTest {
  protected:
-  void SetUp() override {
-    if (!torch::cuda::is_available()) GTEST_SKIP() << "no NVIDIA GPU";
-  }
   void TearDown() override { unsetenv("SIGMA_ATTENTION"); }
 };
 

@@ -1,13 +1,13 @@
 // Lists of blocks on an NVIDIA GPU against the choice by scores in float64 on the CPU. Every test
 // skips without one.
 #include <gtest/gtest.h>
-#include <torch/cuda.h>
 #include <torch/types.h>
 
 #include <cmath>
 
 #include "sigma/attention/selection_gpu.h"
 #include "sigma/attention/windows.h"
+#include "tests/cuda/gpu_test.h"
 #include "tests/testing/numbers.h"
 
 namespace sigma {
@@ -77,12 +77,7 @@ Scores scores_of(const Case& c, const BlockGeometry& geometry, const Tensor& win
   return {p, 4 * 0x1p-24 * terms * p};
 }
 
-class SelectionCuda : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!torch::cuda::is_available()) GTEST_SKIP() << "no NVIDIA GPU";
-  }
-};
+class SelectionCuda : public GpuTest {};
 
 TEST_F(SelectionCuda, ListsDifferOnlyWhereScoresAgree) {
   for (const Case& base : cases()) {

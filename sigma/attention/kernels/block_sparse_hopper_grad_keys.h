@@ -1,11 +1,25 @@
-// The end of both kernels of grad_k and grad_v: a warpgroup has the sums of a piece's 64 keys in its
-// accumulators, dK still without the scale.
+// What both kernels of grad_k and grad_v share: which of them an input takes, and their end, when a
+// warpgroup has the sums of a piece's 64 keys in its accumulators, dK still without the scale.
 #pragma once
+
+#include <type_traits>
 
 #include "sigma/attention/kernels/block_sparse_hopper_grad.h"
 #include "sigma/attention/kernels/hopper.h"
 
 namespace sigma::kernels::hopper {
+
+// launch(type, width) of the input, if there is one; width is an integral_constant.
+template <class Launch>
+cudaError_t launch_grad_kv(const BlockSparseGpu& a, const BlockWalk& w, Launch launch) {
+  if (w.B * w.G * w.P == 0) return cudaSuccess;
+  if (a.D != a.Dv || (a.D != 64 && a.D != 128)) return cudaErrorInvalidValue;
+  const auto of_type = [&](auto width) {
+    return a.half ? launch(__half(), width) : launch(__nv_bfloat16(), width);
+  };
+  return a.D == 64 ? of_type(std::integral_constant<int, 64>())
+                   : of_type(std::integral_constant<int, 128>());
+}
 
 // To grad_k and grad_v, or, where they are part `slot` >= 0 of a long column, to the workspace. The
 // piece is `keys` keys from first_key on of the key/value head bg = b G + g.

@@ -318,15 +318,9 @@ cudaError_t launch(const BlockSparseGpu& a, const BlockWalk& w, const GradWork& 
 
 cudaError_t block_sparse_hopper_grad_kv_tiles(const BlockSparseGpu& a, const BlockWalk& w,
                                               const GradWork& work, cudaStream_t stream) {
-  if (w.B * w.G * w.P == 0) return cudaSuccess;
-  if (a.D != a.Dv) return cudaErrorInvalidValue;
-  if (a.D == 64)
-    return a.half ? launch<__half, 64>(a, w, work, stream)
-                  : launch<__nv_bfloat16, 64>(a, w, work, stream);
-  if (a.D == 128)
-    return a.half ? launch<__half, 128>(a, w, work, stream)
-                  : launch<__nv_bfloat16, 128>(a, w, work, stream);
-  return cudaErrorInvalidValue;
+  return launch_grad_kv(a, w, [&](auto type, auto width) {
+    return launch<decltype(type), width>(a, w, work, stream);
+  });
 }
 
 }  // namespace sigma::kernels
