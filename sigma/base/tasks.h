@@ -21,12 +21,12 @@ void run_tasks(int64_t tasks, F task) {
   });
 }
 
-/// As run_tasks, then `commit(i, part)` for parts 0 .. kCommitParts - 1: every part of task i after the
-/// same part of task i - 1. Tasks so add to what they share in one order on any number of threads. A
-/// thread whose turn has not come takes up to kTasksAhead further tasks before it waits.
 constexpr int64_t kCommitParts = 8;
 constexpr size_t kTasksAhead = 3;
 
+/// As run_tasks, then `commit(i, part)` for parts 0 .. kCommitParts - 1: every part of task i after the
+/// same part of task i - 1. Tasks so add to what they share in one order on any number of threads. A
+/// thread whose turn has not come takes up to kTasksAhead further tasks before it waits.
 template <typename F, typename G>
 void run_tasks_in_order(int64_t tasks, F task, G commit) {
   std::atomic<int64_t> next{0};

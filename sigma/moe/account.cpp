@@ -56,7 +56,7 @@ Rows rows_of(const MoeConfig& config, const Plan& plan) {
                  ((counts + (kernels::kLanes - 1)) / kernels::kLanes).floor().sum().item<double>()};
 }
 
-// Numbers of one panel a thread, with the temporaries of experts_cpu.cpp.
+// Numbers of one panel a thread (backward: of an expert's), with the temporaries of experts_cpu.cpp.
 double panel_numbers(int64_t C, int64_t I, int64_t E, double max_rows, bool backward) {
   const int64_t lanes =
       std::min(kernels::kPanelRows, kernels::padded(static_cast<int64_t>(std::ceil(max_rows))));
